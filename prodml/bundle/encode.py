@@ -52,7 +52,7 @@ def encode_numbers(
     numbers = (_number(value, name, row) for row, value in enumerate(values.tolist(), start=1))
     return np.fromiter(numbers, np.float64, len(values)).astype(np.float32)
 
-# %% ../../nbs/0_bundle/00_encode.ipynb #325bc2f0
+# %% ../../nbs/0_bundle/00_encode.ipynb #c2565a59
 def _word(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
@@ -69,19 +69,19 @@ def encode_categories(
 ) -> np.ndarray:
     "Codes of the column, int64 [N]; 0 where the value is missing or not in the vocabulary."
     codes = (
-        lookup.get(value if type(value) is str else "" if _is_missing(value) else _word(value), 0)
+        lookup.get(value if type(value) is str else None if _is_missing(value) else _word(value), 0)
         for value in values.tolist()
     )
     return np.fromiter(codes, np.int64, len(values))
 
-# %% ../../nbs/0_bundle/00_encode.ipynb #e2a7f01e
+# %% ../../nbs/0_bundle/00_encode.ipynb #7e941a1b
 def vocabulary_lookup(
     vocabulary: Iterable[str], # words in the order of their codes
 ) -> dict[str, int]:
-    "Code of each word, from 1; InputError when a word is empty or occurs twice, since codes would then be ambiguous."
+    "Code of each word, from 1; InputError when a word occurs twice."
     words = list(vocabulary)
-    if "" in words or len(set(words)) < len(words):
-        raise InputError("a vocabulary holds an empty word, or a word twice", "Fit the encoding again; an empty text counts as missing.")
+    if len(set(words)) < len(words):
+        raise InputError("a vocabulary holds a word twice", "Fit the encoding again, on distinct words.")
     return {word: code for code, word in enumerate(words, start=1)}
 
 # %% ../../nbs/0_bundle/00_encode.ipynb #759ac075

@@ -84,7 +84,7 @@ def _joined(output: dict) -> dict:
 
 papermill_engines.register("prodml", InProcess)
 
-# %% ../../nbs/0_core/04_runner.ipynb #4d201773
+# %% ../../nbs/0_core/04_runner.ipynb #6f8d8161
 def normalised(
     notebook: Any, # an executed notebook
 ) -> Any:
@@ -106,8 +106,8 @@ def normalised(
     return notebook
 
 
-# A warning names the file of a cell, which holds a process number or a counter.
-_VARYING = re.compile(r"(/\S*/ipykernel_\d+/\S*?:\d+: )|(<ipython-input-\S+?>:\d+: )|(0x[0-9a-f]{6,})")
+# A warning names the file of a cell, which holds a process number; an example works in a temporary folder; an object has an address.
+_VARYING = re.compile(r"(/\S*/ipykernel_\d+/\S*?:\d+: )|(<ipython-input-\S+?>:\d+: )|(/\S*?/tmp[a-z0-9_]{8}/)|(0x[0-9a-f]{6,})")
 
 # %% ../../nbs/0_core/04_runner.ipynb #6575958d
 def run_stage(

@@ -240,7 +240,7 @@ def plane_facts(
     register = planes.select("tailnum", plane_year="year", plane_seats="seats", plane_maker="manufacturer", plane_engine="engine")
     return flights.filter(flights.tailnum.notnull()).select("key", "tailnum").join(register, "tailnum").drop("tailnum")
 
-# %% ../../nbs/1_data/05_flights.ipynb #77206e36
+# %% ../../nbs/1_data/05_flights.ipynb #58a2b964
 def features(
     tables: Mapping[str, ir.Table], # flights, weather, planes, airports, cleaned
     options: Mapping[str, Any], # features.options of conf/data
@@ -259,6 +259,8 @@ def features(
         date=ibis.date(flights.year, flights.month, flights.day),
         dep_minute=flights.local_minute, arr_minute=flights.sched_arr_time // 100 * 60 + flights.sched_arr_time % 100,
     )
-    for part in parts:
-        base = base.left_join(part, "key").drop("key_right")
-    return base
+    # One chain of joins and one choice of columns at its end: dropping a column between two joins nests the query.
+    joined = base
+    for number, part in enumerate(parts):
+        joined = joined.left_join(part, "key", rname=f"{{name}}_{number}")
+    return joined.select(*base.columns, *(name for part in parts for name in part.columns if name != "key"))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['training_key', 'checkpoint_folder', 'remove_checkpoints', 'save_state', 'load_state', 'nested', 'group_of']
 
-# %% ../../nbs/2_model/03_checkpoint.ipynb #10bfb010
+# %% ../../nbs/2_model/03_checkpoint.ipynb #45d7cdb1
 import hashlib
 import json
 import shutil
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..core.files import project_root, sha256_of, sha256_of_folder, written
@@ -50,7 +50,7 @@ def remove_checkpoints(
     "Remove a training's checkpoints, if there are any."
     shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../../nbs/2_model/03_checkpoint.ipynb #e993381f
+# %% ../../nbs/2_model/03_checkpoint.ipynb #31c8040a
 def save_state(
     path: str | Path, # the checkpoint
     tensors: Mapping[str, Tensor], # weights, moments, anything numeric
@@ -60,7 +60,7 @@ def save_state(
     # Copies, since safetensors refuses tensors that share memory.
     copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     with written(path) as aside:
-        save_file(copies, aside, metadata={"facts": json.dumps(facts)})
+        aside.write_bytes(save(copies, metadata={"facts": json.dumps(facts)}))
 
 
 def load_state(

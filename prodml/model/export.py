@@ -117,7 +117,7 @@ RULES = pattern.RewriteRuleSet([
     pattern.RewriteRule(_cooled, _cooled_weights, _all_constant),
 ])
 
-# %% ../../nbs/2_model/05_export.ipynb #24270a0c
+# %% ../../nbs/2_model/05_export.ipynb #5645cca7
 def compact(
     model: onnx.ModelProto, # any ONNX model
 ) -> onnx.ModelProto:
@@ -136,8 +136,9 @@ def compact(
             node.ClearField(text)
     for tensor in kept:
         tensor.name = short[tensor.name]
-        tensor.ClearField("doc_string")
-        tensor.ClearField("metadata_props")
+    for value in (*kept, *graph.input, *graph.output):
+        value.ClearField("doc_string")
+        value.ClearField("metadata_props")
     del graph.initializer[:], graph.value_info[:], graph.metadata_props[:], small.metadata_props[:], small.functions[:]
     graph.initializer.extend(sorted(kept, key=lambda tensor: tensor.name))
     graph.name = "prodml"

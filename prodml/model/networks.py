@@ -6,14 +6,14 @@
 __all__ = ['NORM_LAYERS', 'NETWORKS', 'Network', 'mean_logit', 'Logistic', 'MLP', 'TabM', 'build_network', 'count_parameters',
            'save_network', 'load_network']
 
-# %% ../../nbs/2_model/02_networks.ipynb #65a8e2b1
+# %% ../../nbs/2_model/02_networks.ipynb #910b1982
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tabm import EnsembleView, LinearEnsemble, make_tabm_backbone
 from torch import Tensor, nn
 
@@ -173,7 +173,7 @@ def count_parameters(
     "The number of trained weights."
     return sum(weight.numel() for weight in network.parameters())
 
-# %% ../../nbs/2_model/02_networks.ipynb #b14158c1
+# %% ../../nbs/2_model/02_networks.ipynb #8aa3d69e
 def save_network(
     network: Network, # what to save
     folder: str | Path, # gets model.safetensors and model.json
@@ -182,7 +182,8 @@ def save_network(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
+    # save_file would make a file that only its owner can read.
+    (folder / "model.safetensors").write_bytes(save(weights))
     model = {**asdict(network.architecture), "hidden": network.hidden_widths()}
     write_json(folder / "model.json", {"model": model, "inputs": asdict(network.inputs)})
 

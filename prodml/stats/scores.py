@@ -34,7 +34,7 @@ def checked(
         raise InputError("a probability is missing or lies outside [0, 1]", "Score probabilities, not logits.")
     return labels, probabilities, weights
 
-# %% ../../nbs/0_stats/00_scores.ipynb #c84616b6
+# %% ../../nbs/0_stats/00_scores.ipynb #7e8768e0
 class Ranking(NamedTuple):
     "Rows by falling probability, ties together: `order` [N], index of each tie group's last row `ends` [G], labels in that order [N], group values [G]."
     order: np.ndarray
@@ -47,9 +47,11 @@ class Ranking(NamedTuple):
         weights: np.ndarray, # row weights, [N], in the rows' own order
     ) -> tuple[np.ndarray, np.ndarray]:
         "Weight of true and of false positives when all rows down to each tie group are called positive, [G] each."
-        weights = weights[self.order]
-        true = np.cumsum(weights * self.labels)[self.ends]
-        return true, np.cumsum(weights)[self.ends] - true
+        weights = weights.take(self.order)
+        true, called = np.cumsum(weights * self.labels), np.cumsum(weights)
+        if len(self.ends) < len(self.order):
+            true, called = true.take(self.ends), called.take(self.ends)
+        return true, called - true
 
 
 def rank(
@@ -62,7 +64,7 @@ def rank(
     ends = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(order) - 1)
     return Ranking(order, ends, labels[order], falling[ends])
 
-# %% ../../nbs/0_stats/00_scores.ipynb #5f07cd54
+# %% ../../nbs/0_stats/00_scores.ipynb #f15a16be
 def area_under_roc(
     true: np.ndarray, # weight of true positives per threshold, [G]
     false: np.ndarray, # weight of false positives per threshold, [G]
@@ -70,8 +72,8 @@ def area_under_roc(
     "ROC AUC from cumulative positives by the trapezoidal rule; NaN when a class has no weight."
     if not (true[-1] > 0 and false[-1] > 0):
         return float("nan")
-    before = np.concatenate([[0.0], true[:-1]])
-    return float(np.dot(np.diff(false, prepend=0.0), (true + before) / 2) / (true[-1] * false[-1]))
+    twice = false[0] * true[0] + np.dot(np.diff(false), true[1:] + true[:-1])
+    return float(twice / (2 * true[-1] * false[-1]))
 
 
 def average_precision(
@@ -81,9 +83,9 @@ def average_precision(
     "Average precision from cumulative positives; NaN when there are no positives."
     if not true[-1] > 0:
         return float("nan")
-    called = true + false
-    precision = np.divide(true, called, out=np.zeros_like(true), where=called > 0)
-    return float(np.dot(np.diff(true, prepend=0.0), precision) / true[-1])
+    # Where no weight is called positive, 0 is divided by the smallest number that is not 0.
+    precision = true / np.maximum(true + false, np.finfo(np.float64).tiny)
+    return float((true[0] * precision[0] + np.dot(np.diff(true), precision[1:])) / true[-1])
 
 
 def _from_ranking(score: Callable, labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None) -> float:

@@ -1,0 +1,71 @@
+# Two commands: `make run` and `make test`. Both make the environment first, and cost little the second time.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+export PATH := $(BIN):$(PATH)
+LOCKED := $(VENV)/.locked
+FREE_GB := 6
+TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+
+.PHONY: help env data run test test-all smoke lab docs bench params lock
+
+help: ## this list
+	@echo "prodml: raw, messy tables in; a pruned, quantized PyTorch model out"; echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+env: $(LOCKED) ## the environment .venv, from the committed lock
+
+$(LOCKED): requirements.lock pyproject.toml
+	@command -v git >/dev/null || { echo "git is missing: install it (apt-get install git) and call make again."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo "Python 3.11 is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo missing). Name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@[ -d $(VENV) ] || $(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free / 1e9; sys.exit(f"{free:.1f} GB are free here, $(FREE_GB) are needed: make room and call make again." if free < $(FREE_GB) else 0)'
+	@echo "Installing the locked environment into $(VENV) (a few minutes the first time) ..."
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@# The lock holds hashes; torch stays outside it, since its wheel differs by machine (CPU or CUDA).
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@# Where an environment forbids bytecode, every process would compile every import anew.
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
+	@touch $@
+
+data: env ## the raw tables in data/, checked by DVC
+	@prodml data fetch
+
+run: data ## the main job: dvc repro on the full data, then the table of results
+	@dvc repro
+	@prodml results
+
+test: env ## the tests (CI=true adds the slow ones)
+	@prodml data fetch
+	@pytest $(if $(CI),,-m "not slow")
+
+test-all: env ## the tests, slow ones too
+	@prodml data fetch
+	@pytest
+
+smoke: data ## the whole pipeline on a sample, in build/smoke
+	@prodml trial build/smoke run=smoke
+
+lab: data ## JupyterLab on the notebooks
+	@python -m ipykernel install --prefix $(VENV) --name python3 --display-name "Python 3 (prodml)" >/dev/null
+	@jupyter lab --notebook-dir nbs
+
+docs: env ## the documentation site in _docs/, from the notebooks as the pipeline executed them
+	@python -m prodml.core.site
+	@echo "Open _docs/index.html"
+
+bench: data ## the measurements that the documentation quotes
+	@for script in bench/*.py; do echo "== $$script"; python $$script; done
+
+params: env ## params.yaml from conf/
+	@prodml params
+
+lock: env ## requirements.lock anew from pyproject.toml
+	@uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes --no-header --quiet \
+		--no-emit-package torch --no-emit-package prodml \
+		| awk '/^[a-z]/ { drop = ($$0 ~ /^(nvidia-|cuda-|triton)/) } !drop { print }' > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
