@@ -89,14 +89,15 @@ def _lookup(params: dict, key: str, stage: str) -> Any:
         value = value[part]
     return value
 
-# %% ../../nbs/0_core/03_config.ipynb #ff68d028
+# %% ../../nbs/0_core/03_config.ipynb #5484c38e
 def configured(
     stage: str, # the stage whose keys dvc.yaml lists
     namespace: dict[str, Any], # the notebook's globals()
 ) -> None:
     "Fill the declared parameters that are None from params.yaml and check all; InputError on one that is missing or ill-typed."
-    declared = {name: kind for name, kind in namespace.get("__annotations__", {}).items() if name in namespace}
     values = stage_values(stage)
+    # An exported cell may annotate a constant, which is no parameter: it has a value, and dvc.yaml does not list it.
+    declared = {name: kind for name, kind in namespace.get("__annotations__", {}).items() if name in values or namespace.get(name, 0) is None}
     passed = {name: namespace[name] for name in declared if namespace[name] is not None}
     namespace.update(checked({**{name: values[name] for name in declared if name in values}, **passed}, declared, stage))
 

@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = ['stage_notebook', 'parameters_of', 'InProcess', 'normalised', 'run_stage', 'main']
 
-# %% ../../nbs/0_core/04_runner.ipynb #46844d01
+# %% ../../nbs/0_core/04_runner.ipynb #81011f3e
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+# Two threads that spin while they wait cost a busy machine most of its time; set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # jsonschema's optional format checkers build a large parser at import, 1.6 s of every stage.
 sys.modules.setdefault("rfc3987_syntax", None)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'Probability', 'trial_rows', 'compact', 'simplified', 'to_onnx', 'export_onnx', 'session', 'predict',
-           'check_parity', 'export_aoti']
+           'check_parity', 'has_compiler', 'export_aoti']
 
 # %% ../../nbs/2_model/05_export.ipynb #e028f68c
 import copy
@@ -249,13 +249,18 @@ def check_parity(
         raise ArithmeticError(f"the exported graph differs from PyTorch by {worst:.2e}, more than {tolerance:.0e}")
     return worst
 
-# %% ../../nbs/2_model/05_export.ipynb #ffc61cff
+# %% ../../nbs/2_model/05_export.ipynb #387e1fa6
+def has_compiler() -> bool:
+    "Whether there is a C++ compiler, which AOTInductor needs on a CPU."
+    return any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++"))
+
+
 def export_aoti(
     network: Network, # what to compile, on the device it shall run on
     path: str | Path, # the .pt2 package
 ) -> Path:
     "Compile the network with AOTInductor; its path is returned. InputError if there is no C++ compiler."
-    if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+    if not has_compiler():
         raise InputError("AOTInductor found no C++ compiler", "Install one (for example the package g++), or leave this variant out.")
     compile_and_package = importlib.import_module("torch._inductor").aoti_compile_and_package
     device = network.temperature.device

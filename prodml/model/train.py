@@ -319,18 +319,19 @@ def train(
     trainer.finish()
     return trainer.history
 
-# %% ../../nbs/2_model/03_train.ipynb #f8ac16c3
+# %% ../../nbs/2_model/03_train.ipynb #27d6af25
 def fit_temperature(
     network: Network, # its temperature is set
     rows: Rows, # validation rows, on the network's device
 ) -> float:
-    "Set and return the temperature, in [0.1, 10], with the least log loss on the rows."
+    "Set and return the temperature, in [0.1, 10], with the least log loss on the rows, under a log-normal prior of width 0.5."
     network.temperature.fill_(1)
     logits, labels = predict_logits(network, rows).double(), rows.labels.double()
-    low, high = 0.1, 10.0
+    low, high = math.log(0.1), math.log(10.0)
     for _ in range(50):
-        inverse = math.sqrt(low * high)
-        slope = ((torch.sigmoid(logits * inverse) - labels) * logits).mean().item()
-        low, high = (inverse, high) if slope < 0 else (low, inverse)
-    network.temperature.fill_(1 / math.sqrt(low * high))
+        middle = (low + high) / 2 # the logarithm of the inverse temperature
+        scaled = logits * math.exp(middle)
+        slope = ((torch.sigmoid(scaled) - labels) * scaled).sum().item() + middle / 0.5**2
+        low, high = (middle, high) if slope < 0 else (low, middle)
+    network.temperature.fill_(math.exp(-(low + high) / 2))
     return network.temperature.item()

@@ -64,7 +64,7 @@ def rank(
     ends = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(order) - 1)
     return Ranking(order, ends, labels[order], falling[ends])
 
-# %% ../../nbs/0_stats/00_scores.ipynb #f15a16be
+# %% ../../nbs/0_stats/00_scores.ipynb #4574e509
 def area_under_roc(
     true: np.ndarray, # weight of true positives per threshold, [G]
     false: np.ndarray, # weight of false positives per threshold, [G]
@@ -72,7 +72,7 @@ def area_under_roc(
     "ROC AUC from cumulative positives by the trapezoidal rule; NaN when a class has no weight."
     if not (true[-1] > 0 and false[-1] > 0):
         return float("nan")
-    twice = false[0] * true[0] + np.dot(np.diff(false), true[1:] + true[:-1])
+    twice = false[0] * true[0] + (np.diff(false) * (true[1:] + true[:-1])).sum()
     return float(twice / (2 * true[-1] * false[-1]))
 
 
@@ -85,7 +85,7 @@ def average_precision(
         return float("nan")
     # Where no weight is called positive, 0 is divided by the smallest number that is not 0.
     precision = true / np.maximum(true + false, np.finfo(np.float64).tiny)
-    return float((true[0] * precision[0] + np.dot(np.diff(true), precision[1:])) / true[-1])
+    return float((true[0] * precision[0] + (np.diff(true) * precision[1:]).sum()) / true[-1])
 
 
 def _from_ranking(score: Callable, labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None) -> float:
@@ -181,7 +181,7 @@ def ece(
     confidence, positives, total = reliability(labels, probabilities, weights, bins)
     return float(np.average(np.abs(confidence - positives), weights=total))
 
-# %% ../../nbs/0_stats/00_scores.ipynb #d4f5af2b
+# %% ../../nbs/0_stats/00_scores.ipynb #c64c3b7e
 def f1(
     labels: np.ndarray, # 0 or 1 each, [N]
     probabilities: np.ndarray, # probabilities of label 1, [N]
@@ -191,8 +191,8 @@ def f1(
     "F1 of the decisions at a threshold, in [0, 1]; 0 when nothing is positive."
     labels, probabilities, weights = checked(labels, probabilities, weights)
     called = probabilities >= threshold
-    both = weights[called].sum() + np.dot(weights, labels)
-    return float(2 * np.dot(weights[called], labels[called]) / both) if both else 0.0
+    both = weights[called].sum() + (weights * labels).sum()
+    return float(2 * (weights * labels)[called].sum() / both) if both else 0.0
 
 
 def accuracy(
