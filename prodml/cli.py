@@ -43,19 +43,18 @@ def aligned(
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths))) for row in rows)
 
-# %% ../nbs/cli.ipynb #48d49ed2
+# %% ../nbs/cli.ipynb #7109a5b6
 def latency_is_ours(
     root: Path, # the project
 ) -> bool:
-    "Whether metrics/latency.json was measured on a processor of this kind, for the models that lie under artifacts/."
-    from prodml.model.measure import describe_machine, models_hash
+    "Whether metrics/latency.json was measured on a machine like this one."
+    from prodml.model.measure import device_facts
 
     path = root / "metrics" / "latency.json"
     if not path.exists():
         return False
-    record = read_json(path)
-    machine = describe_machine()
-    return record.get("models_sha256") == models_hash() and all(record["device"].get(key) == value for key, value in machine.items())
+    device = read_json(path)["device"]
+    return device["cpu"] == device_facts(device["threads"])["cpu"]
 
 
 def show_results(given: argparse.Namespace) -> int:
@@ -71,7 +70,7 @@ def show_results(given: argparse.Namespace) -> int:
         run_stage("measure")
     latency = read_json(root / "metrics" / "latency.json")
     device = latency["device"]
-    print(f"\nScores on the {given.split} rows (metrics/evaluate.json); times on {device['name']}, {device['threads']} threads (metrics/latency.json)\n")
+    print(f"\nScores on the {given.split} rows (metrics/evaluate.json); times on {device['cpu']}, {device['threads']} threads (metrics/latency.json)\n")
     print(aligned(results_table(read_json(path), latency, given.split)))
     return 0
 
