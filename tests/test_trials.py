@@ -73,7 +73,7 @@ def test_its_bundle_answers_and_a_changed_one_is_refused(second_table, tmp_path)
 def test_what_re_runs_what(second_table):
     repro = ("dvc", "repro", "dvc.yaml")
     assert stages_run(run(*repro, cwd=second_table)) == []
-    edit(second_table / "nbs" / "2_model" / "08_measure.ipynb", "prose", " One more word.")
+    edit(second_table / "nbs" / "2_model" / "10_measure.ipynb", "prose", " One more word.")
     assert stages_run(run(*repro, cwd=second_table)) == ["export"]
     edit(second_table / "nbs" / "3_trust" / "00_evaluate.ipynb", "run", "\n# one more look")
     ran = stages_run(run(*repro, cwd=second_table))
