@@ -79,7 +79,7 @@ def readme_text(
     "What README.md should be, from nbs/index.ipynb and metrics/."
     return "<!-- made from nbs/index.ipynb by `python -m prodml.core.site --readme` -->\n\n" + "\n\n".join(index_cells(root)) + "\n"
 
-# %% ../../nbs/0_core/06_site.ipynb #89362992
+# %% ../../nbs/0_core/06_site.ipynb #426a612c
 def build_site(
     root: Path, # the project
 ) -> Path:
@@ -90,9 +90,12 @@ def build_site(
     shown = prepare_pages(root, pages)
     if not shown:
         print("There are no reports yet, so the pages have no outputs; `make run` makes them.", file=sys.stderr)
-    front = {"cell_type": "markdown", "metadata": {}, "id": "index", "source": "\n\n".join(index_cells(root))}
+    # One cell for each text: nbdev takes the title out of the first, and drops what else stands in it.
+    texts = index_cells(root)
+    title, _, rest = texts[0].partition("\n")
+    cells = [{"cell_type": "markdown", "metadata": {}, "id": f"index{place}", "source": text} for place, text in enumerate([title, rest.strip(), *texts[1:]])]
     index = json.loads((pages / "index.ipynb").read_text(encoding="utf-8"))
-    (pages / "index.ipynb").write_text(json.dumps({**index, "cells": [front]}), encoding="utf-8")
+    (pages / "index.ipynb").write_text(json.dumps({**index, "cells": cells}), encoding="utf-8")
     proc_nbs(path=str(pages), force=True, n_workers=1)
     rendered, checked = (_smalldocs(verb, root) for verb in ("render", "check"))
     # nbdev asks Quarto to drop the number from a page's name; smalldocs keeps it, and says so for each page.
