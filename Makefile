@@ -20,7 +20,7 @@ env: $(LOCKED) ## the environment .venv, from the committed lock
 
 $(LOCKED): requirements.lock pyproject.toml
 	@command -v git >/dev/null || { echo "git is missing: install it (apt-get install git) and call make again."; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo "Python 3.11 is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo missing). Name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo "Python 3.11 is needed, and $(PYTHON) is not it. Name one: make PYTHON=/path/to/python3.11"; exit 1; }
 	@[ -d $(VENV) ] || $(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free / 1e9; sys.exit(f"{free:.1f} GB are free here, $(FREE_GB) are needed: make room and call make again." if free < $(FREE_GB) else 0)'
 	@echo "Installing the locked environment into $(VENV) (a few minutes the first time) ..."
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
