@@ -46,15 +46,15 @@ def aligned(
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths))) for row in rows)
 
-# %% ../nbs/cli.ipynb #7109a5b6
+# %% ../nbs/cli.ipynb #4882a025
 def latency_is_ours(
     root: Path, # the project
 ) -> bool:
-    "Whether metrics/latency.json was measured on a machine like this one."
+    "Whether metrics/latency.json was measured in this checkout, on this processor."
     from prodml.model.measure import device_facts
 
     path = root / "metrics" / "latency.json"
-    if not path.exists():
+    if not path.exists() or not (root / "reports" / "measure.ipynb").exists():
         return False
     device = read_json(path)["device"]
     return device["cpu"] == device_facts(device["threads"])["cpu"]
