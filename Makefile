@@ -52,7 +52,7 @@ smoke: data ## the whole pipeline on a sample, in build/smoke
 
 lab: data ## JupyterLab on the notebooks
 	@python -m ipykernel install --prefix $(VENV) --name python3 --display-name "Python 3 (prodml)" >/dev/null
-	@jupyter lab --notebook-dir nbs
+	@jupyter lab --notebook-dir nbs $(if $(filter 0,$(shell id -u)),--allow-root)
 
 docs: env ## the documentation site in _docs/, from the notebooks as the pipeline executed them
 	@python -m prodml.core.site
