@@ -32,9 +32,9 @@ METRICS = {"roc_auc": roc_auc, "pr_auc": pr_auc, "log_loss": log_loss}
 CANDIDATES = {
     "logistic": ["model=logistic"],
     "mlp": ["model=mlp"],
-    "mlp_wide": ["model=mlp_wide"],
     "mlp_wide, dropout 0.3": ["model=mlp_wide", "model.dropout=0.3"],
-    "mlp_wide, cosine": ["model=mlp_wide", "train.schedule=cosine", "train.average_decay=0.0"],
+    "mlp_wide, dropout 0.1": ["model=mlp_wide", "model.dropout=0.1"],
+    "mlp_wide, dropout 0.1, cosine": ["model=mlp_wide", "model.dropout=0.1", "train.schedule=cosine", "train.average_decay=0.0"],
     "tabm": ["model=tabm"],
 }
 
@@ -77,7 +77,9 @@ def answers(name: str, parts: dict, encoding: dict, seed: int, device: dict) -> 
 
 def cached(name: str, month: str, seed: int, make) -> np.ndarray:
     """The answers of one training, made once: a search that was stopped goes on where it was."""
-    inputs = [name, month, seed, compose(CANDIDATES.get(name, [])), *(sha256_of(artifact("features", f"{part}.parquet")) for part in ("train", "validation"))]
+    conf = compose(CANDIDATES.get(name, []))
+    settings = {group: conf[group] for group in (("reference",) if name == "lightgbm" else ("model", "train", "reference"))}
+    inputs = [settings, month, seed, *(sha256_of(artifact("features", f"{part}.parquet")) for part in ("train", "validation"))]
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     path = project_root() / ".checkpoints" / "select_model" / f"{key}.npy"
     if not path.exists():
@@ -123,7 +125,7 @@ def summary(found: dict, labels: list[np.ndarray], blocks: list[np.ndarray], giv
         line["less_lightgbm"] = {key: paired_difference(truth, together[name], together["lightgbm"], days, key) for key in ("roc_auc", "log_loss")}
         lines[name] = line
         difference = line["less_lightgbm"]["roc_auc"]
-        print(f"{name:24} ROC AUC {line['roc_auc']:.4f}  PR AUC {line['pr_auc']:.4f}  log loss {line['log_loss']:.4f}  less LightGBM {difference['estimate']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]")
+        print(f"{name:30} ROC AUC {line['roc_auc']:.4f}  PR AUC {line['pr_auc']:.4f}  log loss {line['log_loss']:.4f}  less LightGBM {difference['estimate']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]")
     return {"months": given.months, "seeds": given.seeds, "candidates": lines}
 
 
