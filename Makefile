@@ -64,8 +64,9 @@ bench: data ## the measurements that the documentation quotes
 params: env ## params.yaml from conf/
 	@prodml params
 
-lock: env ## requirements.lock anew from pyproject.toml
+lock: env ## requirements.lock anew from pyproject.toml; pins that still fit stay (UPGRADE=1 takes the newest)
+	@$(if $(UPGRADE),rm -f requirements.lock.new,cp requirements.lock requirements.lock.new)
 	@uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes --no-header --quiet \
-		--no-emit-package torch --no-emit-package prodml \
-		| awk '/^[a-z]/ { drop = ($$0 ~ /^(nvidia-|cuda-|triton)/) } !drop { print }' > requirements.lock.new
-	@mv requirements.lock.new requirements.lock
+		--no-emit-package torch --no-emit-package prodml --output-file requirements.lock.new >/dev/null
+	@awk '/^[a-z]/ { drop = ($$0 ~ /^(nvidia-|cuda-|triton)/) } !drop { print }' requirements.lock.new > requirements.lock.part
+	@mv requirements.lock.part requirements.lock && rm requirements.lock.new
