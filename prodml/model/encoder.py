@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from rtdl_num_embeddings import PeriodicEmbeddings, PiecewiseLinearEmbeddings
 from torch import Tensor, nn
 
 from ..core.errors import InputError
@@ -144,6 +143,9 @@ def make_numeric_embedding(
     "The embedding of scaled numbers, [N, n] to [N, n, width]; None if the architecture asks for none."
     if architecture.numeric_embedding == "none" or not inputs.numeric:
         return None
+    # Imported here: the library brings scikit-learn, a second for every stage that embeds no numbers.
+    from rtdl_num_embeddings import PeriodicEmbeddings, PiecewiseLinearEmbeddings
+
     if architecture.numeric_embedding == "periodic":
         return PeriodicEmbeddings(len(inputs.numeric), architecture.numeric_embedding_width, lite=False)
     with warnings.catch_warnings():

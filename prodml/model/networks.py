@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from tabm import EnsembleView, LinearEnsemble, make_tabm_backbone
 from torch import Tensor, nn
 
 from ..core.errors import InputError
@@ -126,6 +125,9 @@ class TabM(Network):
         architecture: Architecture, # the shape
         inputs: Inputs, # the columns
     ):
+        # Imported here: the library brings scikit-learn, a second for every stage that builds another network.
+        from tabm import EnsembleView, LinearEnsemble, make_tabm_backbone
+
         super().__init__(architecture, inputs)
         width = architecture.hidden[0]
         self.view = EnsembleView(k=architecture.members)
