@@ -36,6 +36,8 @@ def copy_project(
     folder: Path, # the copy, made or brought up to date
 ) -> None:
     "Make `folder` hold the project's files, touching only those that differ; InputError if it holds something else."
+    if folder.resolve() == root.resolve() or (folder / ".git").exists():
+        raise InputError("the folder is a git checkout, and a trial would write over it", "Name another folder, such as build/trial.", file=folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "dvc.yaml").exists():
         raise InputError("the folder is not empty and is no trial", "Name another folder.", file=folder)
     wanted = project_files(root)

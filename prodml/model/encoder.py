@@ -10,12 +10,13 @@ __all__ = ['KINDS', 'ACTIVATIONS', 'NORMS', 'NUMERIC_EMBEDDINGS', 'Architecture'
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core.config import read_settings
 from ..core.errors import InputError
 
 # %% ../../nbs/2_model/02_encoder.ipynb #a290ac05
@@ -66,14 +67,8 @@ def _require(holds: bool, problem: str, remedy: str) -> None:
 def read_architecture(
     model: Mapping[str, Any], # the `model` group of the configuration
 ) -> Architecture:
-    "The architecture that a configuration describes; InputError on a key that is unknown, missing or out of range."
-    known = {f.name for f in fields(Architecture)}
-    unknown = sorted(set(model) - known)
-    if unknown:
-        raise InputError(f"model has no key {', '.join(unknown)}", f"The keys are: {', '.join(sorted(known))}.")
-    if "kind" not in model:
-        raise InputError("model.kind is missing", f"Choose one of: {', '.join(KINDS)}.")
-    return Architecture(**{**model, "hidden": list(model.get("hidden", []))})
+    "The architecture that a configuration describes; InputError on a key that is unknown, missing, ill-typed or out of range."
+    return read_settings(Architecture, model, "model")
 
 # %% ../../nbs/2_model/02_encoder.ipynb #41abd1d8
 @dataclass(frozen=True)

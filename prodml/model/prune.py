@@ -9,7 +9,7 @@ __all__ = ['IMPORTANCES', 'PruneSettings', 'fine_tuning_settings', 'width_schedu
 # %% ../../nbs/2_model/08_prune.ipynb #775070e8
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..core.config import read_settings
 from ..core.errors import InputError
 from .device import derived_seed
 from .networks import MLP, Network, count_parameters
@@ -58,11 +59,8 @@ def fine_tuning_settings(
     train: Mapping[str, Any], # how the dense network was trained, see conf/train
     fine_tuning: Mapping[str, Any], # keys that are other after a cut
 ) -> TrainSettings:
-    "The settings of the training after a cut; InputError on a key that conf/train does not have."
-    unknown = sorted(set(fine_tuning) - {f.name for f in fields(TrainSettings)})
-    if unknown:
-        raise InputError(f"prune.fine_tuning has the unknown key {', '.join(unknown)}", f"The keys are: {', '.join(f.name for f in fields(TrainSettings))}.")
-    return TrainSettings(**{**train, **fine_tuning})
+    "The settings of the training after a cut; InputError on a key that conf/train does not have, or a value of another type."
+    return read_settings(TrainSettings, {**train, **fine_tuning}, "prune.fine_tuning")
 
 
 def width_schedule(

@@ -156,5 +156,6 @@ def rival_model(
     name: str, # its name there
     pruned: Mapping[str, Any], # the pruned network's architecture, as saved
 ) -> dict[str, Any]:
-    "The architecture of a rival: the pruned network's, with what the configuration changes."
-    return {**pruned, **{key: value for key, value in rival.items() if key != "teacher"}, "name": name}
+    "The architecture of a rival: the pruned network's, with what the configuration changes; of another kind, its own alone."
+    own = {key: value for key, value in rival.items() if key != "teacher"}
+    return {**(pruned if own.get("kind", pruned["kind"]) == pruned["kind"] else {}), **own, "name": name}
