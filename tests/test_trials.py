@@ -88,15 +88,21 @@ def test_a_forced_run_gives_the_same_lock(second_table):
 
 
 def test_a_killed_stage_leaves_nothing_half_written(second_table):
-    training = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "--force", "--single-item", "train"], cwd=second_table, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    time.sleep(6)
+    run("dvc", "repro", "dvc.yaml", cwd=second_table)
+    written, checkpoints = second_table / "artifacts" / "train", second_table / ".checkpoints"
+    before = (written / "model.safetensors").read_bytes()
+    again = [sys.executable, "-m", "dvc", "repro", "--force", "--single-item", "train"]
+    training = subprocess.Popen(again, cwd=second_table, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    # Killed in the middle: after the first checkpoint, before the end.
+    while training.poll() is None and not list(checkpoints.rglob("*.safetensors")):
+        time.sleep(0.02)
+    assert training.poll() is None, "the training ended before it could be killed"
     os.killpg(training.pid, signal.SIGKILL)
     training.wait()
-    (second_table / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
-    written = second_table / "artifacts" / "train"
-    assert not written.exists() or (written / "history.json").exists(), "a folder appears whole or not at all"
-    stages_run(run("dvc", "repro", "dvc.yaml", cwd=second_table))
-    assert (second_table / "artifacts" / "train" / "model.safetensors").exists()
+    assert not written.exists(), "a folder appears whole or not at all"
+    assert stages_run(subprocess.run(again, cwd=second_table, capture_output=True, text=True)) == ["train"]
+    assert (written / "model.safetensors").read_bytes() == before, "resumed or not, the same bytes"
+    assert not list(checkpoints.rglob("*.safetensors")), "a finished training leaves no checkpoint"
 
 
 def test_a_strangers_csv_needs_one_file(checkout):
@@ -127,7 +133,7 @@ def test_experiments_run_the_copys_code(checkout):
     check = "\nimport prodml\nassert __import__('pathlib').Path(prodml.__file__).resolve().is_relative_to(project_root().resolve()), prodml.__file__"
     edit(checkout / "nbs" / "1_data" / "01_ingest.ipynb", "run", check)
     git(checkout, "commit", "-qam", "look where the package comes from")
-    queued = run("dvc", "exp", "run", "--queue", "-S", "data=breast_cancer", "-S", "model=logistic,mlp", "prune", cwd=checkout)
+    queued = run("dvc", "exp", "run", "--queue", "-S", "data=breast_cancer", "-S", "model=logistic,mlp", "-S", "run=smoke", "-S", "data.sample_fraction=1.0", "bundle", cwd=checkout)
     assert queued.returncode == 0, queued.stderr
     done = run("dvc", "exp", "run", "--run-all", cwd=checkout)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
