@@ -167,7 +167,7 @@ _DOUBTS = [
     ("time", "dated", "a date that is not ISO 8601", 'Declare how times are written in conf/data (time_format: "%d/%m/%Y", or a list of formats, for the table or the column).'),
 ]
 
-# %% ../../nbs/1_data/01_cell_types.ipynb #229e6bba
+# %% ../../nbs/1_data/01_cell_types.ipynb #7efb13d0
 def converted(
     values: pa.Array, # text, with nulls
     reading: Reading, # with its kind
@@ -179,7 +179,9 @@ def converted(
         typed = _formatted(values, reading.time_format)
     else:
         fits = looks_like(values, reading.kind, reading)
-        plain = pc.if_else(fits, pc.utf8_trim_whitespace(values), None)
+        plain = pc.utf8_trim_whitespace(values)
+        if not pc.all(fits, min_count=0).as_py():
+            plain = pc.if_else(fits, plain, None)
         typed = _iso(plain) if reading.kind == "time" else _number(plain, reading)
     return typed, pc.and_(pc.is_valid(values), pc.is_null(typed))
 
@@ -189,19 +191,24 @@ def _number(plain: pa.Array, reading: Reading) -> pa.Array:
         plain = pc.replace_substring(plain, reading.thousands, "")
     if reading.decimal != ".":
         plain = pc.replace_substring(plain, reading.decimal, ".")
-    plain = pc.utf8_ltrim(plain, "+")
+    if pc.any(pc.match_substring(plain, "+")).as_py():
+        plain = pc.utf8_ltrim(plain, "+")
     if reading.kind == "int":
         return _cast_each(plain, lambda some: pc.cast(some, pa.int64()))
     number = pc.cast(plain, pa.float64())
-    return pc.if_else(pc.is_finite(number), number, None)
+    finite = pc.is_finite(number)
+    return number if pc.all(finite, min_count=0).as_py() else pc.if_else(finite, number, None)
 
 
 def _iso(plain: pa.Array) -> pa.Array:
     offset = pc.match_substring_regex(plain, ":.*" + _OFFSET)
-    here = _cast_each(pc.replace_substring_regex(pc.if_else(offset, None, plain), "Z$", ""), lambda some: pc.cast(some, pa.timestamp("us")))
     if not pc.any(offset).as_py():
-        return here
-    return pc.coalesce(here, _cast_each(pc.if_else(offset, plain, None), lambda some: pc.cast(pc.cast(some, pa.timestamp("us", "UTC")), pa.timestamp("us"))))
+        return _utc(plain)
+    return pc.coalesce(_utc(pc.if_else(offset, None, plain)), _cast_each(pc.if_else(offset, plain, None), lambda some: pc.cast(pc.cast(some, pa.timestamp("us", "UTC")), pa.timestamp("us"))))
+
+
+def _utc(plain: pa.Array) -> pa.Array:
+    return _cast_each(pc.replace_substring_regex(plain, "Z$", ""), lambda some: pc.cast(some, pa.timestamp("us")))
 
 
 def _cast_each(plain: pa.Array, cast: Callable[[pa.Array], pa.Array]) -> pa.Array:
