@@ -214,6 +214,11 @@ def test_declarations_are_checked(tmp_path):
     refused(tmp_path, pa.table({"a": [1]}), "declares encoding for the table", name="t.parquet", encoding="cp1252")
 
 
+@pytest.mark.parametrize("name, values", [("key", range(200)), ("label", range(200)), ("split_by", range(200)), ("block", range(200)), ("month", range(200)), ("since_hour", range(200))])
+def test_a_name_that_the_features_need_themselves(tmp_path, name, values):
+    stopped(tmp_path, "features", f"column {name}", "the name is taken", "Rename the column", people=people().assign(**{name: values}))
+
+
 # Files
 
 
@@ -340,7 +345,7 @@ def test_parquet_text_that_is_declared_a_number(tmp_path):
 
 
 def test_damaged_parquet(tmp_path):
-    pq.write_table(pa.table({"n": np.arange(100_000)}), tmp_path / "whole.parquet", compression="zstd")
+    pq.write_table(pa.table({"n": np.arange(100_000)}), tmp_path / "whole.parquet", compression="zstd", write_page_checksum=True)
     data = bytearray((tmp_path / "whole.parquet").read_bytes())
     refused(tmp_path, bytes(data[:-100]), "not Parquet or is cut short", name="t.parquet")
     data[2000:3000] = b"\xff" * 1000

@@ -126,7 +126,7 @@ class Rejects:
         self.writer.write_table(pa.Table.from_pylist(self.held, self.SCHEMA))
         self.held = []
 
-# %% ../../nbs/1_data/01_csv_rows.ipynb #8298caa1
+# %% ../../nbs/1_data/01_csv_rows.ipynb #f92f8c77
 def bad_rows(
     batch: pa.RecordBatch, # rows of text
     stream: Utf8Stream, # that they come from
@@ -162,11 +162,12 @@ def _headers(batch: pa.RecordBatch) -> list[int]:
 
 
 def _undecoded(value: str, stream: Utf8Stream) -> tuple[str, str]:
-    if "\\x00" in value.split(MARK):
-        return f"{unmarked(value)[:100]!r} has a NUL byte", "The file is damaged, or it is not text."
+    seen = unmarked(value)[:100]
+    if f"{MARK}\\x00" in value:
+        return f"'{seen}' has a NUL byte", "The file is damaged, or it is not text."
     guess = re.sub(MARK + r"\\x(..)", lambda found: bytes.fromhex(found[1]).decode("cp1252", "replace"), value)
     line, byte = stream.first_bad
-    problem = f"{unmarked(value)[:100]!r} is not {stream.encoding.upper()} text (the file's first such place is line {line:,}, byte {byte:,})"
+    problem = f"'{seen}' is not {stream.encoding.upper()} text (the file's first such place is line {line:,}, byte {byte:,})"
     return problem, f"Declare the file's encoding in conf/data (tables.<table>.encoding: cp1252 would read {guess[:100]!r}), or set a few rows aside (max_rejected_fraction)."
 
 

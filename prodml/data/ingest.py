@@ -144,7 +144,7 @@ def ingest_parquet(
     readings, default = declared_readings(table, path.name)
     with unchanged(path):
         try:
-            file = pq.ParquetFile(path)
+            file = pq.ParquetFile(path, page_checksum_verification=True)
             if not file.metadata.num_rows:
                 raise InputError("the file has no rows", "A table needs rows.", file=path)
             check_names(file.schema_arrow.names, path)
