@@ -30,7 +30,7 @@ def plain_features(
     table: ir.Table, # the main table
     target: str, # the column that is predicted
 ) -> ir.Table:
-    "The columns of a table as features, with `key`; a time becomes `<name>_weekday` (text) and `<name>_hour`."
+    "The columns of a table as features, with `key`; a time becomes `<name>_weekday` (text) and `<name>_hour`. InputError on a name that the table of features needs itself."
     columns = {}
     for name in table.columns:
         column = table[name]
@@ -41,6 +41,10 @@ def plain_features(
             columns[f"{name}_hour"] = column.cast("timestamp").hour()
         else:
             columns[name] = column
+    made = [f"{name}_{part}" for name in table.columns if table[name].type().is_temporal() for part in ("weekday", "hour")]
+    taken = [name for name in table.columns if name != target and (name in made or name == "key" or name in columns and name in ("label", "split_by", "block", "month"))]
+    if taken:
+        raise InputError("the name is taken: the table of features has a column of its own that is called so", "Rename the column in the file.", column=taken[0])
     return table.select(key="source_row", **columns)
 
 # %% ../../nbs/1_data/10_features.ipynb #c8b8e3e5
