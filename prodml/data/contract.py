@@ -54,7 +54,7 @@ def present(
         return wide.isnan().ifelse(ibis.null("float64"), wide)
     return column.cast("timestamp(6)") if kind.is_date() else column.cast("string") if kind.is_boolean() else column
 
-# %% ../../nbs/1_data/03_contract.ipynb #c3a1887b
+# %% ../../nbs/1_data/03_contract.ipynb #281aa00f
 def breaks(
     rule: Mapping[str, Any], # one rule of rows of conf/data
     tables: Mapping[str, ir.Table], # all tables, by name
@@ -86,13 +86,13 @@ def breaks(
 def _beside(column: ir.Column, value: Any) -> tuple[ir.Column, ir.Value]:
     "A column and a value of the contract, as they are compared."
     if column.type().is_timestamp():
-        return column, _EPOCH + ibis.interval(microseconds=microseconds(value))
+        return column, ibis.literal(_EPOCH + datetime.timedelta(microseconds=microseconds(value)))
     if isinstance(value, float) or column.type().is_floating():
         return column.cast("float64"), ibis.literal(repr(float(value))).cast("float64")
     return column, ibis.literal(value)
 
 
-_EPOCH = ibis.timestamp("1970-01-01T00:00:00")
+_EPOCH = datetime.datetime(1970, 1, 1)
 
 
 def _both(left: ir.Column, right: ir.Column, offset: float) -> tuple[ir.Column, ir.Column]:
@@ -106,11 +106,14 @@ def _both(left: ir.Column, right: ir.Column, offset: float) -> tuple[ir.Column, 
 
 
 def _repeats(table: ir.Table, names: list[str]) -> ir.Column:
-    "source_row of the rows whose key an earlier row has; only keys that occur twice are ever sorted, which is few of a large table."
+    "source_row of the rows whose key an earlier row has."
     whole = table.filter([present(table[name]).notnull() for name in names]).select("source_row", *names)
-    twice = whole.group_by(names).agg(rows=ibis._.count()).filter(ibis._.rows > 1)
+    # Hashes are counted first: a number for each row is a fraction of the key, and only keys whose hash occurs twice are compared and sorted.
+    hashed = whole.mutate(digest=ibis.struct({name: whole[name] for name in names}).hash())
+    twice = hashed.group_by("digest").agg(rows=ibis._.count()).filter(ibis._.rows > 1)
+    alike = hashed.semi_join(twice, "digest")
     place = ibis.row_number().over(group_by=names, order_by="source_row")
-    return whole.semi_join(twice, names).mutate(place=place).filter(ibis._.place > 0).source_row
+    return alike.mutate(place=place).filter(ibis._.place > 0).source_row
 
 
 def _known(rule: Mapping[str, Any], tables: Mapping[str, ir.Table]) -> ir.Column:
@@ -134,7 +137,7 @@ def type_breaks(
         return value.notnull() & ~(value.re_search(f"^(?:{TIME_PATTERN})$") & value.try_cast("timestamp").notnull())
     return value.notnull()
 
-# %% ../../nbs/1_data/03_contract.ipynb #7a696989
+# %% ../../nbs/1_data/03_contract.ipynb #dbda24a7
 def partitions(
     rule: Mapping[str, Any], # a rule of the kind rows_per
     tables: Mapping[str, ir.Table], # all tables, by name
@@ -143,12 +146,12 @@ def partitions(
     by = list(rule.get("by", []))
     sources = [tables[name] for name in dict.fromkeys([rule["table"], rule.get("over", rule["table"])])]
     counts = _counted(sources[0], rule, by)
-    spans = [_counted(source, rule, []).agg(first=ibis._.partition.min(), last=ibis._.partition.max()).to_pyarrow().to_pylist()[0] for source in sources]
-    ends = [value for span in spans for value in span.values() if value is not None]
-    if not ends:
+    spans = [_counted(source, rule, []).agg(first=ibis._.partition.min(), last=ibis._.partition.max()) for source in sources]
+    span = ibis.union(spans[0], *spans[1:]).agg(first=ibis._.first.min(), last=ibis._.last.max()).to_pyarrow().to_pylist()[0]
+    if span["first"] is None:
         raise InputError(f"the rule {rule['name']!r} finds no time to count by", "Look at the columns of the table.", file=rule["table"], column=", ".join(rule["columns"]))
     step = ibis.interval(**{_STEPS[rule.get("every", "day")]: 1})
-    calendar = ibis.range(ibis.literal(min(ends)), ibis.literal(max(ends)) + step, step).unnest().name("partition").as_table()
+    calendar = ibis.range(ibis.literal(span["first"]), ibis.literal(span["last"]) + step, step).unnest().name("partition").as_table()
     if by:
         groups = [source.select(by).distinct() for source in sources if set(by) <= set(source.columns)]
         calendar = calendar.cross_join(ibis.union(*groups, distinct=True) if len(groups) > 1 else groups[0])
@@ -300,7 +303,7 @@ def _key(table: ir.Table, columns: Mapping[str, str], facts: Mapping[str, Any]) 
             return names
     return []
 
-# %% ../../nbs/1_data/03_contract.ipynb #438c784b
+# %% ../../nbs/1_data/03_contract.ipynb #7c2614b7
 def draft(
     files: list[Path], # raw tables in one folder, the one whose rows are predicted first
     name: str, # of the data set
@@ -347,12 +350,9 @@ def _guess_split(table: ir.Table) -> dict[str, Any]:
         cuts = table.agg(missing=days.isnull().sum(), first=days.min(), **{cut: days.epoch_days().quantile(at) for cut, at in (("validation_from", 0.7), ("test_from", 0.85))}).to_pyarrow().to_pylist()[0]
         if not cuts["missing"]:
             middle, late = (int(cuts[cut]) for cut in ("validation_from", "test_from"))
-            if (cuts["first"] - _DAY_ZERO).days < middle < late:
-                return {"by": "time", "column": column, **{cut: str(_DAY_ZERO + datetime.timedelta(days=value)) for cut, value in (("validation_from", middle), ("test_from", late))}}
+            if (cuts["first"] - _EPOCH.date()).days < middle < late:
+                return {"by": "time", "column": column, **{cut: str(_EPOCH.date() + datetime.timedelta(days=value)) for cut, value in (("validation_from", middle), ("test_from", late))}}
     return {"by": "random", "validation": 0.15, "test": 0.15, "seed": 0}
-
-
-_DAY_ZERO = datetime.date(1970, 1, 1)
 
 
 def _line(value: Any) -> str:
