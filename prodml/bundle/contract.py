@@ -6,7 +6,7 @@
 __all__ = ['TYPES', 'SEVERITIES', 'ROW_KINDS', 'OPERATORS', 'TIME_PATTERN', 'plain_pattern', 'microseconds', 'check_rule',
            'row_contract', 'Verdict', 'RowChecker']
 
-# %% ../../nbs/0_bundle/02_contract.ipynb #d2fde4cc
+# %% ../../nbs/0_bundle/02_contract.ipynb #ecb4d520
 import datetime
 import operator
 import re
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from .encode import _is_missing
 from ..core.errors import InputError
 
 # %% ../../nbs/0_bundle/02_contract.ipynb #1729d2d5
@@ -192,7 +191,7 @@ def row_contract(
             kept.append({**{key: value for key, value in rule.items() if key not in ("table", "max_rejected_fraction")}, "columns": columns})
     return {"table": table, "types": {name: types[name] for name in known}, "rules": kept}
 
-# %% ../../nbs/0_bundle/02_contract.ipynb #de14f8ce
+# %% ../../nbs/0_bundle/02_contract.ipynb #d8db4d42
 class _Wrong:
     "A value that is not of its column's type; `number` is what the other rules still compare, if it is a number."
     def __init__(self, number: float | None = None):
@@ -201,7 +200,8 @@ class _Wrong:
 
 def _read(value: Any, kind: str) -> Any:
     "The value as a rule compares it: None if missing, int, float, str, microseconds, or `_Wrong`."
-    if _is_missing(value) or (isinstance(value, np.datetime64) and np.isnat(value)):
+    # NaN and NaT differ from themselves; pandas' NA is known by its name, since importing pandas costs a server half a second.
+    if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, (float, np.floating, np.datetime64)) and value != value):
         return None
     if isinstance(value, np.generic) and not isinstance(value, np.datetime64):
         value = value.item()
