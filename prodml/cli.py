@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'ORDER', 'results_table', 'aligned', 'latency_is_ours', 'show_results', 'fetch_data', 'compose_params',
-           'run_one_stage', 'run_in_trial', 'make_parser', 'main']
+           'run_one_stage', 'run_in_trial', 'draft_contract', 'trace_row', 'make_parser', 'main']
 
 # %% ../nbs/cli.ipynb #50f3ada2
 import argparse
@@ -116,6 +116,39 @@ def run_in_trial(given: argparse.Namespace) -> int:
         print(aligned(results_table(read_json(path / "evaluate.json"), read_json(path / "latency.json"))))
     return done.returncode
 
+# %% ../nbs/cli.ipynb #a7c40001
+def draft_contract(given: argparse.Namespace) -> int:
+    "Draft conf/data/NAME.yaml from reference tables: print it, or with --write put it in place."
+    import yaml
+
+    from prodml.core.files import written
+    from prodml.data.contract import draft
+
+    root = project_root()
+    nulls = yaml.safe_load((root / "conf" / "data" / "defaults.yaml").read_text(encoding="utf-8"))["null_values"]
+    name = given.name or given.files[0].name.split(".")[0]
+    target = root / "conf" / "data" / f"{name}.yaml"
+    if given.write and target.exists():
+        raise InputError("the file is there already", "Give another --name, or move it away.", file=target)
+    text = draft(given.files, name, nulls)
+    if not given.write:
+        print(text, end="")
+        return 0
+    with written(target) as aside:
+        aside.write_text(text, encoding="utf-8")
+    print(f"{target.relative_to(root)}: read it, correct it, then `prodml params data={name}`")
+    return 0
+
+
+def trace_row(given: argparse.Namespace) -> int:
+    "Print the history of one row."
+    from prodml.core.config import read_params
+    from prodml.core.files import artifact
+    from prodml.data.trace import row_history, told
+
+    print(told(row_history(artifact(), given.table, given.key, read_params()["data"])))
+    return 0
+
 # %% ../nbs/cli.ipynb #96a38135
 def make_parser() -> argparse.ArgumentParser:
     "The parser of the `prodml` command."
@@ -129,6 +162,13 @@ def make_parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="the raw tables").add_subparsers(required=True, metavar="COMMAND")
     command("fetch", fetch_data, "Put the raw tables into data/ from the pinned package, and let DVC check them.", data)
+    draft = command("draft", draft_contract, "Draft the settings and the contract of a new data set from tables that are believed to be good.", data)
+    draft.add_argument("files", nargs="+", type=Path, metavar="FILE", help="CSV, zip or Parquet files in one folder, the table whose rows are predicted first")
+    draft.add_argument("--name", help="of the data set (default: the first file's name)")
+    draft.add_argument("--write", action="store_true", help="write conf/data/NAME.yaml instead of printing it")
+    trace = command("trace", trace_row, "Print one row's history: raw values, broken rules, repairs, split and label.", data)
+    trace.add_argument("table", help="a table of conf/data, such as weather")
+    trace.add_argument("key", nargs="+", metavar="KEY", help="the row's number in the raw file, or COLUMN=VALUE for as many columns as name it")
     params = command("params", compose_params, "Compose conf/ into params.yaml.")
     params.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, such as model=mlp or train.epochs=3")
     params.add_argument("--check", action="store_true", help="write nothing; fail if params.yaml is stale")

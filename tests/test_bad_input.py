@@ -124,7 +124,7 @@ def test_a_few_broken_rows_are_set_aside_with_their_reason(tmp_path):
     bad.loc[:3, "age"] = 999
     assert sum(run_data_floor(tmp_path, bad)["rows"]) == 196
     rejected = pq.read_table(tmp_path / "validate" / "rejected" / "rows.parquet").to_pylist()
-    assert [row["source_row"] for row in rejected] == [1, 2, 3, 4] and rejected[0]["rules"] == "age is possible" and '"age": 999' in rejected[0]["row"]
+    assert [row["source_row"] for row in rejected] == [1, 2, 3, 4] and rejected[0]["rules"] == "age is possible" and '"age":999' in rejected[0]["row"] and rejected[0]["reasons"] == "age is possible: age is 999.0"
 
 
 def test_a_target_with_one_class(tmp_path):

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..bundle.bundle import open_bundle, write_manifest
+from ..bundle.contract import row_contract
 from ..core.errors import InputError
 from ..core.files import artifact, project_root, read_json, sha256_of, sha256_of_folder, write_json, written_folder
 from ..stats.scores import HIGHER_IS_BETTER
@@ -142,7 +143,7 @@ def make_bundle(
     folder: str | Path, # the bundle, replaced whole
     artifacts: str | Path, # the folder that the stages write to
     metrics: Mapping[str, Any], # metrics/evaluate.json
-    name: str, # what the model is called
+    data: Mapping[str, Any], # conf/data: its name is the model's, and its rules are the contract of a request
     serve: str, # dense, pruned or int8
     provenance: Mapping[str, str], # hashes of what the model was made from
 ) -> None:
@@ -158,14 +159,16 @@ def make_bundle(
     thresholds = {graph: chosen[graph] for graph in graphs}
     architecture = read_json(artifacts / ("train" if serve == "dense" else "prune") / "model.json")["model"]
     about = {
-        "name": name, "serves": serve, "graphs": {graph: f"{graph}.onnx" for graph in graphs},
+        "name": data["name"], "serves": serve, "graphs": {graph: f"{graph}.onnx" for graph in graphs},
         "architecture": f"{architecture['name']}, {architecture['kind']} with hidden widths {architecture['hidden']}",
     }
     found = read_json(artifacts / "evaluate" / "intervals.json")
+    types = read_json(artifacts / "ingest" / "types.json")[data["main"]]
+    contract = contract_of(training, encoding) | {"row": row_contract(data["main"], types, data["rules"], data["target"]["column"], data["request"])}
     with written_folder(folder) as aside:
         for graph, file in graphs.items():
             (aside / f"{graph}.onnx").write_bytes(file.read_bytes())
-        parts = {"model": about, "encoding": encoding, "contract": contract_of(training, encoding), "thresholds": thresholds, "metrics": metrics}
+        parts = {"model": about, "encoding": encoding, "contract": contract, "thresholds": thresholds, "metrics": metrics}
         for part, value in parts.items():
             write_json(aside / f"{part}.json", value)
         sizes = {graph: file.stat().st_size for graph, file in graphs.items()}
