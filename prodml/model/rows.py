@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ..bundle.encode import encode
+from ..bundle.encode import encode, input_names
 from ..core.errors import InputError
 
 # %% ../../nbs/2_model/01_rows.ipynb #5d2952af
@@ -61,7 +61,7 @@ def load_rows(
     device: torch.device | str = "cpu", # where the tensors shall live
 ) -> Rows:
     "The rows of a feature table; InputError if a column is absent or there are no rows."
-    names = [column["name"] for column in (*encoding["numeric"], *encoding["categorical"])]
+    names = input_names(encoding)
     table = _read(path, ["key", "block", "month", "label", *names])
     columns = {name: table[name].to_numpy() for name in names}
     numbers, codes = encode(columns, encoding)
