@@ -120,6 +120,8 @@ def linear_fill(
 class Imputer:
     "Fills the holes of encoded columns by the fitted rules of an encoding."
 
+    ROWS = 8192 # at a time, which bounds the memory that distances take
+
     def __init__(
         self,
         rules: Iterable[Mapping[str, Any]], # `imputation` of the encoding
@@ -149,8 +151,8 @@ class Imputer:
             array[holes] = picked[holes]
         for rule, places, arrays in self.models:
             rows = np.flatnonzero(np.isnan(given[0][:, places]).any(axis=1))
-            if len(rows):
-                cells = np.ix_(rows, places)
+            for start in range(0, len(rows), self.ROWS):
+                cells = np.ix_(rows[start : start + self.ROWS], places)
                 numbers[cells] = _modelled(rule, given[0][cells], arrays)
 
 
