@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HIGHER_IS_BETTER', 'checked', 'Ranking', 'rank', 'area_under_roc', 'average_precision', 'roc_auc', 'pr_auc',
            'row_log_loss', 'row_brier', 'log_loss', 'brier', 'reliability', 'ece', 'f1', 'accuracy', 'best_threshold',
-           'scores']
+           'row_costs', 'cheapest_threshold', 'fit_calibration', 'scores']
 
 # %% ../../nbs/0_stats/00_scores.ipynb #79798e1e
 from collections.abc import Callable
@@ -223,6 +223,72 @@ def best_threshold(
     middle = (value + lower) / 2
     # Between neighbouring floats the middle can round down onto the lower one.
     return float(middle if middle > lower else value)
+
+# %% ../../nbs/0_stats/00_scores.ipynb #6f05e7e4
+def row_costs(
+    labels: np.ndarray, # 0 or 1 each, [N]
+    probabilities: np.ndarray, # probabilities of label 1, [N]
+    threshold: float, # positive at or above; above 1 nothing is
+    false_negative: float, # what a missed case costs
+    false_positive: float, # what a false alarm costs
+) -> np.ndarray:
+    "What the decision on each row costs, [N]."
+    called = probabilities >= threshold
+    return np.where(labels == 1, np.where(called, 0.0, false_negative), np.where(called, false_positive, 0.0))
+
+
+def cheapest_threshold(
+    labels: np.ndarray, # 0 or 1 each, [N]
+    probabilities: np.ndarray, # probabilities of label 1, [N]
+    false_negative: float, # what a missed case costs
+    false_positive: float, # what a false alarm costs
+    weights: np.ndarray | None = None, # row weights, [N]
+) -> float:
+    "The threshold of the least total cost, the higher one among equals; just above 1 where no alarm pays. InputError on a cost that is not positive."
+    if not (false_negative > 0 and false_positive > 0):
+        raise InputError(f"the costs are {false_negative} and {false_positive}", "Give positive costs of a missed case and of a false alarm.")
+    labels, probabilities, weights = checked(labels, probabilities, weights)
+    ranking = rank(labels, probabilities)
+    true, false = ranking.positives(weights)
+    costs = np.append(true[-1] * false_negative, (true[-1] - true) * false_negative + false * false_positive)
+    values = np.concatenate([[np.nextafter(1.0, 2.0)], ranking.values, [0.0]])
+    best = int(np.argmin(costs))
+    if best == 0:
+        return float(values[0])
+    middle = (values[best] + values[best + 1]) / 2
+    return float(middle if middle > values[best + 1] else values[best])
+
+# %% ../../nbs/0_stats/00_scores.ipynb #daa3bc84
+def fit_calibration(
+    labels: np.ndarray, # 0 or 1 each, [N]
+    logits: np.ndarray, # log odds that a model gives label 1, [N]
+) -> tuple[float, float]:
+    "Slope (above 0) and intercept with the least log loss of sigmoid(slope * logits + intercept), by Fisher scoring; InputError when a class is absent."
+    labels, logits = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
+    if not 0 < labels.sum() < len(labels) or not np.isfinite(logits).all():
+        raise InputError("calibration needs both labels and finite logits", "Fit it on rows that hold both.")
+
+    def loss(state: np.ndarray) -> float:
+        margins = (2 * labels - 1) * (np.exp(state[0]) * logits + state[1])
+        return float(np.logaddexp(0, -margins).sum() + state[0] ** 2 / (2 * 0.5**2))
+
+    state = np.zeros(2)
+    value = loss(state)
+    for _ in range(100):
+        scaled = np.exp(state[0]) * logits
+        chance = np.exp(-np.logaddexp(0, -(scaled + state[1])))
+        inputs, spread = np.stack([scaled, np.ones_like(scaled)]), chance * (1 - chance)
+        slope = inputs @ (chance - labels) + [state[0] / 0.5**2, 0.0]
+        curvature = (inputs * spread) @ inputs.T + np.diag([1 / 0.5**2, 1e-9])
+        step = np.linalg.solve(curvature, slope)
+        size = 1.0
+        while size > 1e-6 and not loss(state - size * step) < value:
+            size /= 2
+        if size <= 1e-6:
+            break
+        state = state - size * step
+        value = loss(state)
+    return float(np.exp(state[0])), float(state[1])
 
 # %% ../../nbs/0_stats/00_scores.ipynb #ba9a3ae6
 # Whether a higher value is the better one; also the order in which tables show the scores.

@@ -31,7 +31,7 @@ def contract_of(
 ) -> dict[str, Any]:
     "{columns: [{name, kind, missing, min, max | vocabulary}]}, in the order of the encoded arrays; `missing` is a share."
     columns = []
-    for column in encoding["numeric"]:
+    for column in (column for column in encoding["numeric"] if "indicator_of" not in column):
         values = rows[column["name"]]
         ends = pc.min_max(values).as_py()
         columns.append({"name": column["name"], "kind": "number", "missing": _missing(values), **ends})
