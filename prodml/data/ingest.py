@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATTERNS', 'ARROW_TYPES', 'ALMOST', 'looks_like', 'inferred_type', 'convert', 'opened_csv', 'csv_batches',
-           'require_columns', 'typed_batches', 'ingest_csv', 'sampled', 'write_batches', 'ingest_parquet', 'ingest']
+           'require_columns', 'typed_batches', 'ingest_csv', 'sampled', 'write_batches', 'ingest_parquet',
+           'verified_partitions', 'ingest_feed', 'ingest']
 
 # %% ../../nbs/1_data/01_ingest.ipynb #b40dea51
 import csv
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 
 from ..core.config import configured
 from ..core.errors import InputError
-from ..core.files import artifact, project_root, write_json, written, written_folder
+from ..core.files import artifact, project_root, read_json, sha256_of, write_json, written, written_folder
 from ..core.progress import progress
 
 # %% ../../nbs/1_data/01_ingest.ipynb #a3b39dbc
@@ -273,6 +274,65 @@ def _cast(values: pa.Array, kind: str, path: Path, name: str) -> pa.Array:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(f"the column does not fit the type {kind} ({error})", "Declare another type in conf/data.", file=path, column=name) from None
 
+# %% ../../nbs/1_data/01_ingest.ipynb #5d1c9a02
+def verified_partitions(
+    folder: Path, # a feed's folder
+) -> list[Path]:
+    "The accepted partitions in the order of their days, each checked against the manifest; InputError names those that were changed, removed or added."
+    if not (folder / "manifest.json").exists() or (folder / ".next" / "manifest.json").exists():
+        problem = "a delivery into this feed is not finished" if (folder / ".next").exists() else "the folder is no feed: it has no manifest.json"
+        raise InputError(problem, "`prodml data receive` fills a feed, and `prodml data verify` finishes what was interrupted.", file=folder)
+    listed = read_json(folder / "manifest.json")["partitions"]
+    paths = {day: folder / "partitions" / f"{day}.parquet" for day in sorted(listed)}
+    added = sorted(set((folder / "partitions").glob("*")) - set(paths.values()))
+    removed = [path for path in paths.values() if not path.exists()]
+    changed = [path for day, path in paths.items() if path.exists() and sha256_of(path) != listed[day]["sha256"]]
+    for problem, wrong in (("changed since it was accepted", changed), ("accepted and is gone", removed), ("not accepted: no manifest entry lists it", added)):
+        if wrong:
+            others = f" (and {len(wrong) - 1} more: {', '.join(path.name for path in wrong[1:4])})" if wrong[1:] else ""
+            raise InputError(f"the partition {wrong[0].name} was {problem}{others}", "Bring the accepted files back, from DVC or a backup.", file=wrong[0])
+    return list(paths.values())
+
+
+# %% ../../nbs/1_data/01_ingest.ipynb #5d1c9a03
+def ingest_feed(
+    folder: Path, # a feed's folder
+    target: Path, # the Parquet file to write
+    declared: dict[str, str], # the types that conf/data gives
+    fraction: float = 1.0, # of the rows to keep
+) -> dict[str, str]:
+    "Write the verified partitions, day after day, as one typed Parquet file; `{column: type}` is returned. InputError as the feed deserves."
+    paths = verified_partitions(folder)
+    if not paths:
+        raise InputError("the feed has no accepted partition", "Deliver one with `prodml data receive`.", file=folder)
+    names = pq.read_schema(paths[0]).names
+    require_columns(names, list(declared), folder.name)
+    counts = {name: Counter() for name in names if name not in declared}
+    for path in paths if counts else []:
+        for batch in pq.ParquetFile(path).iter_batches(columns=list(counts)):
+            for name in counts:
+                counts[name].update(_looks(batch.column(name), False))
+    types = {name: declared.get(name) or inferred_type(counts[name]) for name in names}
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        before = 0
+        for path in paths:
+            row = 1
+            for batch in pq.ParquetFile(path).iter_batches(batch_size=131_072):
+                columns = {name: _typed(batch.column(name), kind, path, name, row) for name, kind in types.items()}
+                columns["source_row"] = pa.array(range(before + row, before + row + batch.num_rows), pa.int64())
+                yield sampled(pa.RecordBatch.from_pydict(columns), fraction)
+                row += batch.num_rows
+            before += row - 1
+
+    write_batches(target, batches())
+    return types
+
+
+def _typed(values: pa.Array, kind: str, path: Path, name: str, row: int) -> pa.Array:
+    return convert(values, kind, path.name, name, row) if pa.types.is_string(values.type) else _cast(values, kind, path, name)
+
+
 # %% ../../nbs/1_data/01_ingest.ipynb #ce4f80fd
 def ingest(
     folder: Path, # where the raw files lie
@@ -291,12 +351,15 @@ def ingest(
     with written_folder(target) as aside:
         for name, table in progress(tables.items(), desc="ingest"):
             path = folder / table["file"]
-            if not path.is_file():
+            if not path.exists():
                 there = ", ".join(sorted(item.name for item in folder.glob("*"))) or "nothing"
                 raise InputError(f"the table {name} is missing; {folder} holds {there}", "Put the file there, or name another in conf/data. The flights come with `prodml data fetch`.", file=path)
             declared, part = table.get("columns") or {}, fraction if name == main else 1.0
             _check_types(declared, path)
             out = aside / f"{name}.parquet"
+            if path.is_dir():
+                types[name] = ingest_feed(path, out, declared, part)
+                continue
             types[name] = ingest_parquet(path, out, declared, part) if path.suffix == ".parquet" else ingest_csv(path, out, declared, null_values, part)
         write_json(aside / "types.json", types)
     return types
