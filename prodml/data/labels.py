@@ -8,8 +8,8 @@ __all__ = ['Labelled', 'load_labelled', 'Trees', 'out_of_fold', 'label_quality',
            'expected_rates', 'Column', 'coded_columns', 'Tally', 'tally', 'shift_beside', 'rare_patterns',
            'find_triggers', 'suspects', 'inspect_labels']
 
-# %% ../../nbs/1_data/13_labels.ipynb #d17b8431
-from collections.abc import Mapping, Sequence
+# %% ../../nbs/1_data/13_labels.ipynb #a1df8483
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -87,8 +87,9 @@ def out_of_fold(
     trees: Trees, # how to fit
 ) -> np.ndarray:
     "For each row the probability of label 1 by LightGBM trees that saw no row of its block, [N]; InputError if there are fewer blocks than folds."
-    if len(np.unique(rows.blocks)) < trees.folds or len(np.unique(rows.labels)) < 2:
-        raise InputError(f"{len(np.unique(rows.blocks))} blocks and {len(np.unique(rows.labels))} classes cannot be judged in {trees.folds} folds", "Use fewer folds in conf/labels, or a table with more rows.", column="label")
+    blocks, classes = len(np.unique(rows.blocks)), len(np.unique(rows.labels))
+    if blocks < trees.folds or classes < 2:
+        raise InputError(f"{blocks} blocks and {classes} classes cannot be judged in {trees.folds} folds", "Use fewer folds in conf/labels, or a table with more rows.", column="label")
     matrix, numbers, rng = rows.matrix(), rows.numbers.shape[1], np.random.default_rng(trees.seed)
     folds = GroupKFold(trees.folds, shuffle=True, random_state=trees.seed).split(matrix, rows.labels, rows.blocks)
     probabilities = np.empty(len(rows))
@@ -315,7 +316,7 @@ def rare_patterns(
     rows = replace(rows, blocks=np.unique(rows.blocks, return_inverse=True)[1])
     rates, around, patterns, alone = expected_rates(rows.labels, rows.blocks), int(np.clip(len(rows) // 20, 10, 100)), [], []
 
-    def add(columns: list[Column], counted: Tally, shift: np.ndarray, splits: Any) -> None:
+    def add(columns: list[Column], counted: Tally, shift: np.ndarray, splits: Callable[[int], list[int]]) -> None:
         for code in np.flatnonzero((counted.rows >= min_rows) & (counted.rows <= max_share * len(rows))):
             odds = _logit(counted.expected[code] / counted.rows[code]) + shift[code]
             numbers = {"rows": int(counted.rows[code]), "blocks": int(counted.blocks[code]), "positive": int(counted.positive[code])}

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from ..core.errors import InputError
 from ..core.files import read_json, sha256_of, write_json
-from .ingest import ARROW_TYPES, csv_batches, ingest_csv, ingest_parquet, require_columns, verified_partitions
+from .ingest import ARROW_TYPES, csv_batches, ingest_csv, ingest_parquet, verified_partitions
 
 # %% ../../nbs/1_data/02_partitions.ipynb #1154c8dd
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ def read_delivery(
     for batch in pq.ParquetFile(target).iter_batches(columns=[*dict.fromkeys((feed.time, *feed.keys))]):
         for name, values in zip(batch.schema.names, batch.columns):
             if values.null_count:
-                raise InputError("a row has no value that identifies it", "Mend the file where it comes from, or choose other keys in conf/data.", file=path.name, column=name, row=row + pc.index(pc.is_null(values), True).as_py())
+                place = row + pc.index(pc.is_null(values), True).as_py()
+                raise InputError("a row has no value that identifies it", "Mend the file where it comes from, or choose other keys in conf/data.", file=path.name, column=name, row=place)
         row += batch.num_rows
 
 
@@ -190,7 +191,8 @@ def merged_day(
         before, after = (_with_key(table, key) for table in (accepted, delivered))
         first = before[0] if before else after[0]
         other = next(row for row in after if row != first)
-        differences += [{"key": {name: str(value) for name, value in key.items()}, "column": name, "accepted": _said(first[name]), "delivered": _said(other[name])} for name in names if first[name] != other[name]]
+        said = {name: str(value) for name, value in key.items()}
+        differences += [{"key": said, "column": name, "accepted": _said(first[name]), "delivered": _said(other[name])} for name in names if first[name] != other[name]]
     return rows.sort_by([(key, "ascending") for key in keys]), differences
 
 
