@@ -13,7 +13,7 @@ from prodml.core.errors import InputError
 from prodml.core.files import read_json
 from prodml.data.features import make_features
 from prodml.data.ingest import ingest
-from prodml.data.labels import Labelled, Trees, find_triggers, inspect_labels, knn_influence, load_labelled, nearest, out_of_fold, planted_search
+from prodml.data.labels import Labelled, Trees, find_triggers, inspect_labels, knn_influence, load_labelled, near_pairs, nearest, opposite_twins, out_of_fold, planted_search
 
 SETTINGS = compose(["data=breast_cancer"])
 LABELS = SETTINGS["labels"]
@@ -104,6 +104,36 @@ def test_a_planted_near_copy_with_the_opposite_label_is_found(tumours):
     assert report["near_copies"]["rows_with_opposite_twin"] == 2
     influence = dict(zip(pairs["key"].to_pylist(), pairs["influence"].to_pylist()))
     assert influence[10_000] < influence[rows.keys[place]], "the wrong one misleads its neighbours"
+
+
+def plain(places: np.ndarray, labels: np.ndarray | None = None) -> tuple[Labelled, dict]:
+    """Rows of numbers that are standardised already, and their encoding."""
+    count = np.arange(len(places))
+    rows = Labelled(places.astype(np.float32), np.ones((len(places), 0), np.int64), np.zeros(len(places), np.int64) if labels is None else labels, count, count)
+    return rows, {"numeric": [{"name": f"x{place}", "mean": 0.0, "std": 1.0} for place in range(places.shape[1])], "categorical": []}
+
+
+def test_near_copies_are_found_in_a_large_table_as_by_brute_force():
+    rng = np.random.default_rng(0)
+    places = rng.normal(size=(20_000, 40))
+    copied = rng.choice(20_000, 300, replace=False)
+    away = rng.normal(size=(300, 40))
+    copies = places[copied] + (0.5 * np.linspace(0.0, 0.99, 300) / np.linalg.norm(away, axis=1))[:, None] * away
+    rows, encoding = plain(np.vstack([places, copies]))
+    pairs, distances = near_pairs(rows, encoding, 0.5, seed=0)
+    everything, which = nearest(rows.numbers, 1, threads=2)
+    brute = {tuple(sorted((row, int(other)))) for row, other in enumerate(which[:, 0]) if everything[row, 0] <= 0.5}
+    found = {tuple(pair) for pair in pairs.tolist()}
+    assert len(brute) >= 295 and found <= brute and len(found) >= 0.98 * len(brute)
+    assert (distances <= 0.5).all()
+
+
+def test_exact_copies_are_near_however_many_there_are():
+    places = np.repeat(np.random.default_rng(0).normal(size=(50, 3)), 40, axis=0)
+    labels = (np.arange(2000) % 40 == 0).astype(np.int64)
+    twins = opposite_twins(labels, *near_pairs(*plain(places, labels), 0.0, seed=0))
+    assert (twins[::40] >= 0).all(), "each of the fifty that contradict their 39 copies"
+    assert (np.flatnonzero(twins >= 0) // 40 == twins[twins >= 0] // 40).all()
 
 
 def test_a_planted_backdoor_is_found_and_its_rows_listed(tumours):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Labelled', 'load_labelled', 'Trees', 'out_of_fold', 'label_quality', 'noisy_labels', 'with_flips', 'found_at',
-           'planted_search', 'positions', 'nearest', 'opposite_twins', 'knn_influence', 'vote_accuracy',
+           'planted_search', 'positions', 'nearest', 'near_pairs', 'opposite_twins', 'knn_influence', 'vote_accuracy',
            'expected_rates', 'Column', 'coded_columns', 'Tally', 'tally', 'shift_beside', 'rare_patterns',
            'find_triggers', 'suspects', 'inspect_labels']
 
@@ -186,16 +186,45 @@ def nearest(
     return NearestNeighbors(n_neighbors=k, algorithm="brute", n_jobs=threads).fit(places).kneighbors()
 
 
+def near_pairs(
+    rows: Labelled, # the rows
+    encoding: Mapping[str, Any], # features/encoding.json
+    reach: float, # the distance that is near
+    seed: int, # of the directions
+    draws: int = 5, # sets of directions
+    beside: int = 8, # how far along the order to look
+) -> tuple[np.ndarray, np.ndarray]:
+    "The pairs of rows within reach, [P, 2], and their distances, [P]; of a crowd of copies, each row's pairs with some of the others."
+    rng, reach, found = np.random.default_rng(seed), max(reach, 1e-5), []
+    wide = positions(rows.take(slice(0, 1)), encoding).shape[1]
+    directions = np.hstack([np.linalg.qr(rng.normal(size=(wide, min(16, wide))))[0] for _ in range(draws)]).astype(np.float32)
+    shadows = np.concatenate([positions(rows.take(slice(start, start + 65_536)), encoding) @ directions for start in range(0, len(rows), 65_536)])
+    for shadow in np.split(shadows, draws, axis=1):
+        # Cells of eight directions; all sixteen, which are orthonormal, then rule out most of the others.
+        cells = np.floor(shadow[:, :8] / (2 * reach) + rng.random(min(8, wide)))
+        order = np.lexsort((shadow[:, 0], *cells.T))
+        for step in range(1, min(beside, len(rows) - 1) + 1):
+            close = np.linalg.norm(shadow[order[:-step]] - shadow[order[step:]], axis=1) <= reach
+            one, two = order[:-step][close], order[step:][close]
+            found.append(np.minimum(one, two) * len(rows) + np.maximum(one, two))
+    pairs = np.column_stack(np.divmod(np.unique(np.concatenate(found)), len(rows)))
+    parts = np.array_split(pairs, len(pairs) // 50_000 + 1)
+    distances = np.concatenate([np.linalg.norm(positions(rows.take(part[:, 0]), encoding) - positions(rows.take(part[:, 1]), encoding), axis=1) for part in parts])
+    return pairs[distances <= reach], distances[distances <= reach]
+
+
 def opposite_twins(
     labels: np.ndarray, # 0 or 1, [N]
-    distances: np.ndarray, # to the nearest rows, [N, k]
-    neighbours: np.ndarray, # which they are, [N, k]
-    near: float, # times the median distance to the nearest
+    pairs: np.ndarray, # of near rows, [P, 2]
+    distances: np.ndarray, # of the pairs, [P]
 ) -> np.ndarray:
-    "The index of the nearest row with the other label within reach, -1 where there is none, [N]."
-    reach = near * np.median(distances[:, 0])
-    opposite = (labels[neighbours] != labels[:, None]) & (distances <= reach)
-    return np.where(opposite.any(axis=1), np.take_along_axis(neighbours, opposite.argmax(axis=1)[:, None], axis=1)[:, 0], -1)
+    "The index of each row's nearest near row with the other label, -1 where there is none, [N]."
+    twins = np.full(len(labels), -1)
+    opposite = labels[pairs[:, 0]] != labels[pairs[:, 1]]
+    both = np.concatenate([pairs[opposite], pairs[opposite][:, ::-1]])
+    both = both[np.argsort(-np.tile(distances[opposite], 2), kind="stable")]
+    twins[both[:, 0]] = both[:, 1]  # where a row has several, the last and nearest stays
+    return twins
 
 # %% ../../nbs/1_data/13_labels.ipynb #4c360ebb
 def knn_influence(
@@ -401,22 +430,24 @@ def inspect_labels(
 ) -> tuple[pa.Table, dict[str, Any], dict[str, np.ndarray]]:
     "The suspects, the report, and what the pictures show: quality and noisy by row, and of the patterns tested log_odds_ratio, p_adjusted and alarm."
     probabilities = out_of_fold(rows, trees)
-    sample = np.sort(np.random.default_rng(trees.seed).choice(len(rows), min(len(rows), neighbours["rows"]), replace=False))
-    part = rows.take(sample)
-    distances, close = nearest(positions(part, encoding), neighbours["k"], trees.threads)
-    near = opposite_twins(part.labels, distances, close, neighbours["near"])
-    twins, influence = np.full(len(rows), -1), np.full(len(rows), np.nan)
-    twins[sample], influence[sample] = np.where(near >= 0, sample[near], -1), knn_influence(part.labels, close)
+    drawn = np.random.default_rng(trees.seed).choice(len(rows), min(len(rows), neighbours["rows"]), replace=False)
+    reach = neighbours["near"] * float(np.median(nearest(positions(rows.take(drawn), encoding), 1, trees.threads)[0]))
+    twins = opposite_twins(rows.labels, *near_pairs(rows, encoding, reach, trees.seed))
+    # Votes are counted among the drawn rows and all that have an opposite twin.
+    asked = np.union1d(drawn, np.flatnonzero(twins >= 0)[: neighbours["rows"]])
+    labels, alone, influence = rows.labels[asked], twins[asked] < 0, np.full(len(rows), np.nan)
+    close = nearest(positions(rows.take(asked), encoding), neighbours["k"], trees.threads)[1]
+    influence[asked] = knn_influence(labels, close)
     alarms, under, tested = find_triggers(rows, encoding, **backdoor)
     found = suspects(rows, probabilities, twins, influence, alarms, under)
-    noisy, alone, everyone = noisy_labels(rows.labels, probabilities), near < 0, np.ones(len(part), bool)
+    noisy = noisy_labels(rows.labels, probabilities)
     report = {
         "rows": len(rows), "positive_rate": round(float(rows.labels.mean()), 6), "suspects": found.num_rows,
         "confident_learning": {"rows": int(noisy.sum()), "share": round(float(noisy.mean()), 6)},
         "near_copies": {
-            "rows_compared": len(part), "rows_with_opposite_twin": int((~alone).sum()), "their_mean_influence": round(float(influence[sample][~alone].mean()), 4) if (~alone).any() else None,
-            "mean_influence": round(float(influence[sample].mean()), 4),
-            "vote_accuracy": round(vote_accuracy(part.labels, close, alone, everyone), 6), "vote_accuracy_without_them": round(vote_accuracy(part.labels, close, alone, alone), 6),
+            "rows_with_opposite_twin": int((twins >= 0).sum()), "reach": round(reach, 6), "rows_voting": len(asked), "mean_influence": round(float(influence[asked].mean()), 4),
+            "mean_influence_of_twins": round(float(influence[asked][~alone].mean()), 4) if (~alone).any() else None,
+            "vote_accuracy": round(vote_accuracy(labels, close, alone, np.ones(len(asked), bool)), 6), "vote_accuracy_without_twins": round(vote_accuracy(labels, close, alone, alone), 6),
         },
         "triggers": {"patterns_tested": len(tested), "alarms": alarms},
     }
