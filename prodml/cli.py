@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'ORDER', 'results_table', 'aligned', 'latency_is_ours', 'show_results', 'fetch_data', 'compose_params',
-           'run_one_stage', 'run_in_trial', 'draft_contract', 'trace_row', 'make_parser', 'main']
+           'run_one_stage', 'run_in_trial', 'feed_named', 'receive_files', 'show_feeds', 'verify_feeds',
+           'draft_contract', 'trace_row', 'make_parser', 'main']
 
 # %% ../nbs/cli.ipynb #50f3ada2
 import argparse
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,52 @@ def run_in_trial(given: argparse.Namespace) -> int:
         print(aligned(results_table(read_json(path / "evaluate.json"), read_json(path / "latency.json"))))
     return done.returncode
 
+# %% ../nbs/cli.ipynb #5d1cc102
+def feed_named(name: str | None = None) -> list[Any]:
+    "The feed of that name, or all; InputError on a name that conf/data does not declare."
+    from prodml.core.config import read_params
+    from prodml.data.partitions import declared_feeds
+
+    feeds = declared_feeds(read_params()["data"], project_root())
+    if name is not None and name not in feeds:
+        raise InputError(f"there is no feed {name!r}", f"conf/data declares under feeds: {', '.join(feeds) or 'none'}.")
+    return list(feeds.values()) if name is None else [feeds[name]]
+
+
+def receive_files(given: argparse.Namespace) -> int:
+    "Take deliveries into a feed and print what became of each."
+    from prodml.data.partitions import receive, utc
+
+    feed = feed_named(given.feed)[0]
+    verdicts = [receive(feed, path, utc(given.now)) for path in given.files]
+    print(aligned([["file", "verdict", "new rows", "known rows"], *([v.file, v.verdict, f"{v.rows_new:,}", f"{v.rows_known:,}"] for v in verdicts)]))
+    refused = [verdict for verdict in verdicts if verdict.verdict == "quarantined"]
+    for verdict in refused:
+        print(f"\n{verdict.file} is in {feed.folder / 'quarantine'}: {verdict.reason}", file=sys.stderr)
+    return 1 if refused else 0
+
+
+def show_feeds(given: argparse.Namespace) -> int:
+    "Print the state of every feed; 1 if one is silent."
+    from prodml.data.partitions import feed_state, utc
+
+    states = [feed_state(feed, utc(given.now)) for feed in feed_named()]
+    head = ["feed", "partitions", "rows", "missing days", "newest (UTC)", "watermark (UTC)", "age", "quarantined", ""]
+    print(aligned([head, *([
+        state["feed"], f"{state['partitions']:,}", f"{state['rows']:,}", str(state["missing_days"]), *(str(state[key] or "–") for key in ("newest", "watermark")),
+        "–" if state["age_hours"] is None else f"{state['age_hours']:,.0f} h", str(state["quarantined"]), "silent" if state["silent"] else "",
+    ] for state in states)]))
+    return int(any(state["silent"] for state in states))
+
+
+def verify_feeds(given: argparse.Namespace) -> int:
+    "Check every accepted partition of every feed against its hash."
+    from prodml.data.partitions import verify
+
+    for feed in feed_named():
+        print(f"{feed.name}: {verify(feed):,} partitions are as they were accepted")
+    return 0
+
 # %% ../nbs/cli.ipynb #a7c40001
 def draft_contract(given: argparse.Namespace) -> int:
     "Draft conf/data/NAME.yaml from reference tables: print it, or with --write put it in place."
@@ -169,6 +217,13 @@ def make_parser() -> argparse.ArgumentParser:
     trace = command("trace", trace_row, "Print one row's history: raw values, broken rules, repairs, split and label.", data)
     trace.add_argument("table", help="a table of conf/data, such as weather")
     trace.add_argument("key", nargs="+", metavar="KEY", help="the row's number in the raw file, or COLUMN=VALUE for as many columns as name it")
+    delivery = command("receive", receive_files, "Take delivered files into a feed of conf/data: each is accepted, merged, ignored or quarantined.", data)
+    delivery.add_argument("feed", help="a feed of conf/data, such as weather")
+    delivery.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a .csv, .zip or .parquet file")
+    feeds = command("feeds", show_feeds, "Show the feeds: partitions, rows, watermark, age; ends with 1 if one is silent past its budget.", data)
+    for timed in (delivery, feeds):
+        timed.add_argument("--now", type=datetime.fromisoformat, default=datetime.now(UTC), metavar="TIME", help="the time to judge by, for a replay (default the clock; UTC if it has no zone)")
+    command("verify", verify_feeds, "Finish interrupted deliveries and check the hash of every accepted partition.", data)
     params = command("params", compose_params, "Compose conf/ into params.yaml.")
     params.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, such as model=mlp or train.epochs=3")
     params.add_argument("--check", action="store_true", help="write nothing; fail if params.yaml is stale")

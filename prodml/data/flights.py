@@ -202,8 +202,9 @@ def weather_known(
     flights: ir.Table, # flights with clocks; each is a query too
     weather: ir.Table, # the cleaned weather
     delay_minutes: int, # an observation is known this long after its hour
+    budget_minutes: int, # and stands in for later ones this long
 ) -> ir.Table:
-    "By `key`: the last known observation at the origin within six hours, and what the hours before it were like."
+    "By `key`: the last known observation at the origin within the budget, its age `weather_age_minutes`, and what the hours before it were like."
     hourly = weather.mutate(minute=(weather.time_hour.epoch_seconds() // 60).cast("int64"), rain=(weather.precip * 100).round().cast("int64"))
     six = ibis.window(group_by="origin", order_by="minute", range=(-300, 0))
     three = ibis.window(group_by="origin", order_by="minute", range=(-120, 0))
@@ -213,7 +214,7 @@ def weather_known(
         pressure_change=hourly.pressure - hourly.pressure.lag(3).over(row), known_at=hourly.minute + delay_minutes, order=hourly.source_row,
     )
     fields = [*LATEST, "rain_6h", "visib_min_3h", "wind_max_3h", "pressure_change"]
-    last = known_latest(flights, hourly, ["origin"], fields, 360)
+    last = known_latest(flights, hourly, ["origin"], fields, budget_minutes)
     return last.select("key", *fields, weather_age_minutes=last.minutes_ago)
 
 # %% ../../nbs/1_data/08_flights.ipynb #3c77678e
@@ -252,7 +253,7 @@ def features(
         calendar(flights, **options["holidays"]), plane_facts(flights, tables["planes"]),
         *state_of_the_day(flights, prior), backlog(flights, ["origin"], "origin"), backlog(flights, ["origin", "carrier"], "origin_carrier"),
         *history(flights, prior), *aircraft(flights), *congestion(flights),
-        weather_known(flights, tables["weather"], options["weather_delay_minutes"]),
+        weather_known(flights, tables["weather"], options["weather_delay_minutes"], options["weather_budget_minutes"]),
     ]
     base = flights.select(
         "key", "carrier", "origin", "dest", "distance", "sched_minutes", "dest_latitude", "dest_longitude", "zone_shift",
