@@ -66,10 +66,10 @@ def shares(
 def psi(
     reference: np.ndarray, # rows in each cell, [..., K]
     current: np.ndarray, # rows in each cell, [..., K]
-    least_share: float = 1e-4, # what an empty cell counts as
+    least_share: float | tuple[float, float] = 1e-4, # what an empty cell counts as, or one for either sample
 ) -> np.ndarray:
     "Population stability index [...], 0 or more; InputError without rows."
-    p, q = (np.where(share == 0, least_share, share) for share in (shares(reference), shares(current)))
+    p, q = (np.where(share == 0, least, share) for share, least in zip((shares(reference), shares(current)), np.broadcast_to(least_share, 2)))
     return ((q - p) * np.log(q / p)).sum(axis=-1)
 
 
