@@ -24,7 +24,7 @@ CATEGORIES = ("carrier", "tailnum", "origin", "dest")
 PEERS = {
     "evidently": ["evidently==0.7.23", "pandas<3", "pyarrow"],
     "nannyml": ["nannyml==0.13.1", "pandas<3", "setuptools<80", "statsmodels", "pyarrow"],
-    "alibi_detect": ["alibi-detect==0.13.0", "pandas<3", "pyarrow"],
+    "alibi_detect": ["alibi-detect==0.13.0", "pandas<3", "pyarrow<22"],
 }
 # What a peer computes and we do otherwise: not held against each other.
 DIFFERS = {
@@ -136,13 +136,13 @@ def alibi_detect(halves: list, repeats: int) -> tuple[float, dict]:
 
 
 def ours(tables: list, edges_of, repeats: int) -> tuple[float, dict]:
-    """All our statistics of all columns, exact; `edges_of(column pair)` gives the bins, None our own deciles."""
+    """All our statistics of all columns, exact; `edges_of` gives a peer's bins of a column and keeps rare categories apart, None is our own way."""
     from prodml.data.drift import compare_tables
 
     def run() -> dict:
         numbers = [name for name in tables[0].schema.names if name not in CATEGORIES]
         edges = {name: edges_of(*(table[name].drop_null().to_numpy() for table in tables)) for name in numbers} if edges_of else None
-        return compare_tables(*tables, edges)
+        return compare_tables(*tables, edges, least_expected=0 if edges_of else 5)
 
     return best_of(repeats, run)
 
@@ -252,7 +252,7 @@ def main() -> None:
     prepare()
     tables = [pq.read_table(FOLDER / f"{half}.parquet") for half in HALVES]
     runs = {"deciles": ours(tables, None, given.repeats), "evidently": ours(tables, evidently_edges, given.repeats), "nannyml": ours(tables, nannyml_edges, given.repeats)}
-    mine = {"evidently": evidently_answers(tables, runs["evidently"][1]), "nannyml": runs["nannyml"][1], "alibi_detect": runs["deciles"][1]}
+    mine = {"evidently": evidently_answers(tables, runs["evidently"][1]), "nannyml": runs["nannyml"][1], "alibi_detect": runs["nannyml"][1]}
     own = {"seconds": runs["deciles"][0], "with_the_bins_of_evidently": runs["evidently"][0], "with_the_bins_of_nannyml": runs["nannyml"][0], "sketched": sketched(tables, given.repeats)}
     peers = {}
     for peer in PEERS:

@@ -165,6 +165,7 @@ def compare_tables(
     reference: pa.Table, # rows of the reference
     current: pa.Table, # rows of the newer period, with the same columns
     edges: Mapping[str, np.ndarray] | None = None, # number column -> edges of the bins of PSI and Jensen–Shannon; deciles where left out
+    least_expected: float = 5.0, # of chi-square: categories that expect fewer rows are counted together
 ) -> dict[str, dict[str, float]]:
     "column -> measures, from `number_drift` or `category_drift`; InputError if a column is missing or has no values."
     require_columns(current.schema.names, reference.schema.names, "the newer table")
@@ -177,7 +178,7 @@ def compare_tables(
             found[name] = number_drift(*(values.to_numpy() for values in both), (edges or {}).get(name))
         else:
             counts = [values.value_counts() for values in both]
-            found[name] = category_drift(*(dict(zip(count.field(0).to_pylist(), count.field(1).to_pylist())) for count in counts))
+            found[name] = category_drift(*(dict(zip(count.field(0).to_pylist(), count.field(1).to_pylist())) for count in counts), least_expected)
     return found
 
 # %% ../../nbs/1_data/12_drift.ipynb #9ba94f5a

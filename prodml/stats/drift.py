@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['counted', 'aligned', 'binned', 'shares', 'psi', 'jensen_shannon', 'cumulative_gap', 'kolmogorov_smirnov',
-           'wasserstein', 'pooled', 'chi_square', 'proportions', 'decile_edges', 'number_drift', 'category_drift',
-           'benjamini_hochberg', 'permuted_labels', 'mmd']
+           'wasserstein', 'pooled', 'chi_square', 'proportions', 'group_starts', 'decile_edges', 'number_drift',
+           'category_drift', 'benjamini_hochberg', 'permuted_labels', 'mmd']
 
 # %% ../../nbs/0_stats/02_drift_measures.ipynb #b1912530
 from collections.abc import Mapping
@@ -168,17 +168,24 @@ def proportions(
     y = np.stack(np.broadcast_arrays(current, np.subtract(of_current, current)), axis=-1)
     return shares(y)[..., 0] - shares(x)[..., 0], chi_square(x, y, least_expected=0)[1]
 
-# %% ../../nbs/0_stats/02_drift_measures.ipynb #df0d25ce
+# %% ../../nbs/0_stats/02_drift_measures.ipynb #808d3ddb
+def group_starts(
+    reference: np.ndarray, # rows in each cell of the reference, ascending cells, [K]
+    bins: int = 10, # groups of neighbouring cells with an equal share of the rows, where ties allow
+) -> np.ndarray:
+    "Where each group starts, ascending, the first at 0; a cell belongs to the group of the rows before it."
+    own = shares(reference)
+    group = np.minimum(np.floor((np.cumsum(own) - own) * bins + 1e-9), bins - 1)
+    return np.flatnonzero(np.diff(group, prepend=-1))
+
+
 def decile_edges(
     values: np.ndarray, # distinct values, ascending, [V]
     reference: np.ndarray, # rows of each in the reference, [V]
     bins: int = 10, # of equal share in the reference, where ties allow
 ) -> np.ndarray:
     "Edges of at most `bins` bins that cover all values, ascending."
-    up_to = np.cumsum(shares(reference))
-    inner = values[np.minimum(np.searchsorted(up_to, np.arange(1, bins) / bins - 1e-12), len(values) - 1)]
-    edges = np.unique(np.concatenate([values[:1], inner, values[-1:]])).astype(np.float64)
-    return edges if len(edges) > 1 else np.append(edges, edges[0] + 1)
+    return np.append(values[group_starts(reference, bins)], np.nextafter(float(values[-1]), np.inf))
 
 
 def number_drift(
@@ -201,11 +208,12 @@ def number_drift(
 def category_drift(
     reference: Mapping[Any, int], # rows of each category; None stands for missing
     current: Mapping[Any, int], # the same of the newer period
+    least_expected: float = 5.0, # of chi-square: categories that expect fewer rows are counted together
 ) -> dict[str, float]:
     "psi, jensen_shannon, chi_square, chi_square_p, unseen (share of rows with a new category), missing, missing_p; InputError where one has no rows."
     names = [name for name in dict.fromkeys([*reference, *current]) if name is not None]
     x, y = (np.array([counts.get(name, 0) for name in names], np.int64) for counts in (reference, current))
-    statistic, p = chi_square(x, y)
+    statistic, p = chi_square(x, y, least_expected)
     gone, gone_p = proportions(reference.get(None, 0), sum(reference.values()), current.get(None, 0), sum(current.values()))
     found = {
         "psi": psi(x, y), "jensen_shannon": jensen_shannon(x, y), "chi_square": statistic, "chi_square_p": p,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import InputError
-from .drift import benjamini_hochberg, chi_square, cumulative_gap, jensen_shannon, kolmogorov_smirnov, proportions, psi
+from .drift import benjamini_hochberg, chi_square, cumulative_gap, group_starts, jensen_shannon, kolmogorov_smirnov, proportions, psi
 
 # %% ../../nbs/0_stats/03_profile.ipynb #2138389f
 ROLES = ("feature", "calendar", "identifier")
@@ -199,9 +199,7 @@ def coarse(
     bins: int, # how many remain, about
 ) -> tuple[np.ndarray, np.ndarray]:
     "Neighbouring cells put together until each has an equal share of the reference, [B] and [P, B]."
-    before = np.concatenate([[0], np.cumsum(reference)[:-1]]) / reference.sum()
-    group = np.minimum(np.floor(before * bins + 1e-9), bins - 1)
-    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    starts = group_starts(reference, bins)
     return np.add.reduceat(reference, starts), np.add.reduceat(current, starts, axis=-1)
 
 
