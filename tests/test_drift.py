@@ -264,14 +264,14 @@ def test_mmd_holds_its_level_and_finds_a_shift():
 
 
 def test_the_classifier_test_holds_its_level_in_rows_and_in_blocks():
-    random, trees = np.random.default_rng(0), {"num_leaves": 4, "min_data_in_leaf": 20}
+    random, trees = np.random.default_rng(0), {"num_leaves": 4}
     labels, day = np.arange(800) >= 400, np.repeat(np.arange(40), 20)
     rejected = {"rows": 0, "blocks": 0}
     for seed in range(60):
         rows = random.normal(size=(800, 3))
-        rejected["rows"] += classifier_test(rows, labels, np.arange(800), ["a", "b", "c"], [], trees, 10, 99, seed)["p"] <= 0.05
+        rejected["rows"] += classifier_test(rows, labels, np.arange(800), ["a", "b", "c"], [], trees, 10, 0.01, 99, seed)["p"] <= 0.05
         rows[:, 0] = random.normal(size=40)[day]
-        rejected["blocks"] += classifier_test(rows, labels, day, ["a", "b", "c"], [], trees, 10, 99, seed)["p"] <= 0.05
+        rejected["blocks"] += classifier_test(rows, labels, day, ["a", "b", "c"], [], trees, 10, 0.01, 99, seed)["p"] <= 0.05
     assert max(rejected.values()) <= 60 * 0.05 + 3 * np.sqrt(60 * 0.05 * 0.95)
 
 
@@ -285,7 +285,7 @@ def small_splits(folder, label) -> None:
 
 def test_no_label_has_any_part_in_the_report(tmp_path):
     reports = []
-    multivariate = {"rows": 600, "mmd_rows": 100, "permutations": 99, "classifier": {"rounds": 5, "trees": {"min_data_in_leaf": 20}}}
+    multivariate = {"rows": 600, "mmd_rows": 100, "permutations": 99, "classifier": {"rounds": 5, "leaf_share": 0.01, "trees": {}}}
     for label in (np.zeros, np.ones):
         small_splits(tmp_path, label)
         table = read_splits(tmp_path, ["train", "validation", "test"])

@@ -190,12 +190,13 @@ def classifier_test(
     categories: list[str], # those that hold codes
     trees: Mapping[str, Any], # LightGBM's own parameters
     rounds: int = 60, # number of trees
+    leaf_share: float = 0.01, # of the rows, in a leaf at least, and never fewer than 20 rows
     permutations: int = 200, # for the p
     seed: int = 0, # of the halves and the permutations
 ) -> dict[str, Any]:
     "roc_auc on rows it was not trained on (0.5 when alike), p, accuracy, and the ranking of columns by their share of gain; InputError with too few blocks."
     first = _half_of_blocks(labels, blocks, seed)
-    settings = {"objective": "binary", "verbosity": -1, "seed": seed, "deterministic": True, "force_row_wise": True, "num_threads": 1, **trees}
+    settings = {"objective": "binary", "verbosity": -1, "min_data_in_leaf": max(20, round(leaf_share * first.sum())), "seed": seed, "deterministic": True, "force_row_wise": True, "num_threads": 1, **trees}
     data = lightgbm.Dataset(rows[first], labels[first].astype(int), feature_name=[f"f{i}" for i in range(len(names))], categorical_feature=[names.index(name) for name in categories])
     model = lightgbm.train(settings, data, rounds)
     answers, truth = model.predict(rows[~first], num_threads=1), labels[~first]
@@ -226,7 +227,7 @@ def multivariate_drift(
     reference: pa.Table, # a sample of the reference: `block` and the columns
     current: pa.Table, # a sample of the newer period
     cells: list[Cells], # of the reference
-    classifier: Mapping[str, Any], # rounds and trees
+    classifier: Mapping[str, Any], # rounds, leaf_share and trees
     mmd_rows: int, # rows of each sample for the discrepancy, whose memory grows with their square
     permutations: int, # for each p
     seed: int, # of halves and permutations
@@ -237,7 +238,7 @@ def multivariate_drift(
     both = pa.concat_tables([reference, current])
     rows, blocks = _matrix(both, watched), both["block"].to_numpy()
     names = [cell.name for cell in watched]
-    told = classifier_test(rows, labels, blocks, names, [cell.name for cell in watched if cell.kind == "category"], classifier["trees"], classifier["rounds"], permutations, seed)
+    told = classifier_test(rows, labels, blocks, names, [cell.name for cell in watched if cell.kind == "category"], classifier["trees"], classifier["rounds"], classifier["leaf_share"], permutations, seed)
     few = np.concatenate([np.flatnonzero(labels == label)[:: max(1, int(np.sum(labels == label)) // mmd_rows)] for label in (False, True)])
     numbers = rows[:, [cell.kind == "number" for cell in watched]][few]
     scaled, old = _standardised(numbers, ~labels[few]), ~labels[few]
