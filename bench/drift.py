@@ -2,9 +2,10 @@
 
 Each peer runs in a virtual environment of its own under build/peers (made on the first run, from PyPI), with its own
 input (pandas, here Arrow) already in memory and its imports done; the best of some repeats counts. Each computes those
-of our statistics that it has: PSI, Jensen–Shannon, Kolmogorov–Smirnov, Wasserstein-1, chi-square; we compute all. Where a peer computes
-the same thing, with the bins of its own definition handed to us as edges, the answers must agree to 1e-6, or the run
-fails; of answers above 1 to that part of them. Written to bench/results/drift.json.
+of our statistics that it has: PSI, Jensen–Shannon, Kolmogorov–Smirnov, Wasserstein-1, chi-square; we compute all of
+them, with the bins of the peer's own definition, whose edges we find within our time. Where a peer computes the same
+thing, the answers must agree to 1e-6, or the run fails; of answers above 1 to that part of them. Written to
+bench/results/drift.json.
 """
 
 import argparse

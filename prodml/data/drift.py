@@ -284,6 +284,7 @@ def read_splits(
     encoding = read_json(folder / "encoding.json")
     names = [column["name"] for kind in ("numeric", "categorical") for column in encoding[kind]]
     connection = ibis.duckdb.connect()
+    connection.raw_sql("SET enable_progress_bar = false")
     tables = [connection.read_parquet(folder / f"{split}.parquet").mutate(split=ibis.literal(split)) for split in splits]
     return ibis.union(*tables).select("split", "month", "block", *names) if len(tables) > 1 else tables[0].select("split", "month", "block", *names)
 
