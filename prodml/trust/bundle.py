@@ -147,7 +147,7 @@ def make_bundle(
     serve: str, # dense, pruned or int8
     provenance: Mapping[str, str], # hashes of what the model was made from
 ) -> None:
-    "Write a bundle from the artifacts of features, train, prune, quantize and evaluate."
+    "Write a bundle from the artifacts of features, drift, train, prune, quantize and evaluate."
     artifacts = Path(artifacts)
     graphs = graph_files(artifacts, serve)
     encoding = read_json(artifacts / "features" / "encoding.json")
@@ -169,6 +169,7 @@ def make_bundle(
         for graph, file in graphs.items():
             (aside / f"{graph}.onnx").write_bytes(file.read_bytes())
         parts = {"model": about, "encoding": encoding, "contract": contract, "thresholds": thresholds, "metrics": metrics}
+        parts["profile"] = read_json(artifacts / "drift" / "profile.json")
         for part, value in parts.items():
             write_json(aside / f"{part}.json", value)
         sizes = {graph: file.stat().st_size for graph, file in graphs.items()}
