@@ -211,6 +211,9 @@ def test_declarations_are_checked(tmp_path):
     refused(tmp_path, "a\n1\n", "declares encodng for the table", "encoding", encodng="cp1252")
     refused(tmp_path, "a\n1\n", "the delimiter ';;'", delimiter=";;")
     refused(tmp_path, "a\n1\n", "max_rejected_fraction: 2", max_rejected_fraction=2)
+    refused(tmp_path, "a\n1\n", "time_format '%Q'", time_format="%Q")
+    for key, value in {"columns": ["a"], "encoding": 5, "thousands": None, "time_format": 5}.items():
+        refused(tmp_path, "a\n1\n", f"declares {key}: {value!r}", **{key: value})
     refused(tmp_path, pa.table({"a": [1]}), "declares encoding for the table", name="t.parquet", encoding="cp1252")
 
 

@@ -126,7 +126,7 @@ class Rejects:
         self.writer.write_table(pa.Table.from_pylist(self.held, self.SCHEMA))
         self.held = []
 
-# %% ../../nbs/1_data/01_csv_rows.ipynb #f92f8c77
+# %% ../../nbs/1_data/01_csv_rows.ipynb #9fa60223
 def bad_rows(
     batch: pa.RecordBatch, # rows of text
     stream: Utf8Stream, # that they come from
@@ -174,7 +174,7 @@ def _undecoded(value: str, stream: Utf8Stream) -> tuple[str, str]:
 def _swallowed(value: str, before: int, delimiter: str, stream: Utf8Stream, final: bool) -> bool:
     line = re.split(r"[\r\n]+", value.rstrip("\r\n"))[-1]
     left = stream.quotes if final else value.count('"')
-    return left % 2 == 1 and line.count(delimiter) == before
+    return left % 2 == 1 and (line.count(delimiter) == before or final and value[-1] in "\r\n")
 
 # %% ../../nbs/1_data/01_csv_rows.ipynb #513879a8
 BLOCK = 16 << 20
