@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MARK', 'unchanged', 'opened_csv', 'unmarked', 'Utf8Stream']
 
-# %% ../../nbs/1_data/01_byte_streams.ipynb #f52acf81
+# %% ../../nbs/1_data/01_byte_streams.ipynb #ee0c3a8d
 import codecs
 import gzip
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -107,7 +108,7 @@ def unmarked(
     "The text as a person reads it: a byte that could not be decoded is `\\xNN`."
     return text.replace(MARK, "")
 
-# %% ../../nbs/1_data/01_byte_streams.ipynb #4921957f
+# %% ../../nbs/1_data/01_byte_streams.ipynb #bf59894c
 class Utf8Stream:
     "A readable stream of UTF-8 from bytes in any encoding, with MARK before what could not be decoded; `first_bad` is the line and byte of the first such place."
 
@@ -126,15 +127,21 @@ class Utf8Stream:
         self.bytes = len(bom[0]) if bom else 0
         self.start = self.start[self.bytes :]
         self.lines, self.quotes, self.first_bad = 1, 0, None
-        self.ready, self.done, self.ended_in_cr = bytearray(), False, False
+        self.ready, self.done, self.ended_in_cr, self.reading = bytearray(), False, False, threading.Lock()
 
     def read(self, size: int = -1) -> bytes:
-        while not self.done and (size < 0 or len(self.ready) < size):
-            self.ready += self._next()
-        size = len(self.ready) if size < 0 else size
-        out = bytes(self.ready[:size])
-        del self.ready[:size]
-        return out
+        with self.reading:
+            while not self.done and (size < 0 or len(self.ready) < size):
+                self.ready += self._next()
+            size = len(self.ready) if size < 0 else size
+            out = bytes(self.ready[:size])
+            del self.ready[:size]
+            return out
+
+    def stop(self) -> None:
+        "Nothing comes any more. Arrow reads ahead in a thread of its own, and must not be in here when the file is closed or the process ends."
+        with self.reading:
+            self.done, self.ready = True, bytearray()
 
     def unread(self, data: bytes) -> None:
         self.ready[:0] = data

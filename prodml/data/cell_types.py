@@ -6,11 +6,12 @@
 __all__ = ['ARROW_TYPES', 'ALMOST', 'Reading', 'declared_readings', 'pattern', 'looks_like', 'Looks', 'inferred_type',
            'converted', 'misfit']
 
-# %% ../../nbs/1_data/01_cell_types.ipynb #3a8a6d8e
+# %% ../../nbs/1_data/01_cell_types.ipynb #1e52f9f1
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -31,7 +32,18 @@ class Reading:
     thousands: str = "" # none
     time_format: tuple[str, ...] = () # strptime formats, tried in this order; ISO 8601 when empty
 
-# %% ../../nbs/1_data/01_cell_types.ipynb #b6a8c927
+# %% ../../nbs/1_data/01_cell_types.ipynb #bad4db17
+def _formatted(values: pa.Array, formats: tuple[str, ...]) -> pa.Array:
+    "Times by the first format that gives the text back; null where none does. Arrow takes 31 February for 3 March, hence the way back."
+    trimmed = pc.utf8_trim_whitespace(values)
+    times = pa.nulls(len(values), pa.timestamp("s"))
+    for form in formats:
+        found = pc.strptime(trimmed, format=form, unit="s", error_is_null=True)
+        again = pc.equal(*(pc.replace_substring_regex(pc.utf8_lower(text), r"(^|[^0-9])0+([0-9])", r"\1\2") for text in (pc.strftime(found, form, locale="C"), trimmed)))
+        times = pc.coalesce(times, pc.if_else(again, found, None))
+    return times.cast(pa.timestamp("us"))
+
+# %% ../../nbs/1_data/01_cell_types.ipynb #f0ef6821
 def declared_readings(
     table: dict[str, Any], # a table of conf/data: columns, decimal, thousands, time_format
     file: str, # for messages
@@ -55,8 +67,13 @@ def _reading(given: dict[str, Any], default: Reading, file: str, column: str | N
     reading = replace(default, kind=kind, time_format=(formats,) if isinstance(formats, str) else tuple(formats), **{key: given[key] for key in ("decimal", "thousands") if key in given})
     if len(reading.decimal) != 1 or len(reading.thousands) > 1 or reading.decimal == reading.thousands:
         raise InputError(f"conf/data declares the decimal sign {reading.decimal!r} and the thousands separator {reading.thousands!r}", "Each is one character, and they differ; no separator is \"\".", file=file, column=column)
-    if any("%z" in form for form in reading.time_format):
-        raise InputError("conf/data declares a time_format with %z", "Times with an offset are read as ISO 8601, without a time_format.", file=file, column=column)
+    for form in reading.time_format:
+        try:
+            known = _formatted(pc.strftime(pa.array([datetime(2013, 12, 31)]), form, locale="C"), (form,))[0].is_valid
+        except (pa.ArrowInvalid, ValueError):
+            known = False
+        if not known or "%z" in form:
+            raise InputError(f"conf/data declares the time_format {form!r}", "Use the signs of strptime, as in %d/%m/%Y %H:%M; times with an offset are read as ISO 8601, without a time_format.", file=file, column=column)
     return reading
 
 # %% ../../nbs/1_data/01_cell_types.ipynb #678c1c03
@@ -83,7 +100,7 @@ def pattern(
     }
     return rf"^\s*({bodies[kind]})\s*$"
 
-# %% ../../nbs/1_data/01_cell_types.ipynb #586d7ec9
+# %% ../../nbs/1_data/01_cell_types.ipynb #f88a57e3
 def looks_like(
     values: pa.Array, # text
     kind: str, # as `pattern` takes it
@@ -92,20 +109,12 @@ def looks_like(
     "Whether each value could be read as the type; null for null."
     if kind == "time" and reading.time_format:
         return pc.if_else(pc.is_valid(values), pc.is_valid(_formatted(values, reading.time_format)), None)
+    if kind == "dated" and reading.time_format:
+        other = pc.or_(pc.match_substring_regex(values, pattern("dated")), pc.match_substring_regex(values, pattern("time")))
+        return pc.and_not(other, looks_like(values, "time", reading))
     return pc.match_substring_regex(values, pattern(kind, reading))
 
-
-def _formatted(values: pa.Array, formats: tuple[str, ...]) -> pa.Array:
-    "Times by the first format that gives the text back; null where none does. Arrow takes 31 February for 3 March, hence the way back."
-    trimmed = pc.utf8_trim_whitespace(values)
-    times = pa.nulls(len(values), pa.timestamp("s"))
-    for form in formats:
-        found = pc.strptime(trimmed, format=form, unit="s", error_is_null=True)
-        again = pc.equal(*(pc.replace_substring_regex(pc.utf8_lower(text), r"(^|[^0-9])0+([0-9])", r"\1\2") for text in (pc.strftime(found, form, locale="C"), trimmed)))
-        times = pc.coalesce(times, pc.if_else(again, found, None))
-    return times.cast(pa.timestamp("us"))
-
-# %% ../../nbs/1_data/01_cell_types.ipynb #efc15b78
+# %% ../../nbs/1_data/01_cell_types.ipynb #77b1cbed
 ALMOST = 0.95
 
 
@@ -130,7 +139,7 @@ class Looks:
             time = self._count("time", values, rows, there - number)
             rest = there - number - time
             rest and self._count("grouped", values, rows, rest)
-            rest and not self.reading.time_format and self._count("dated", values, rows, rest)
+            rest and self._count("dated", values, rows, rest)
 
     def _count(self, kind: str, values: pa.Array, rows: pa.Array, left: int) -> int:
         seen = looks_like(values, kind, self.reading)
@@ -141,7 +150,7 @@ class Looks:
             self.first[kind] = values[place].as_py(), rows[place].as_py()
         return found
 
-# %% ../../nbs/1_data/01_cell_types.ipynb #12aca36e
+# %% ../../nbs/1_data/01_cell_types.ipynb #b55b115a
 def inferred_type(
     looks: Looks, # of all values of the column
     file: str, # for the message
@@ -158,8 +167,12 @@ def inferred_type(
         if counts[other] and counts[plain] + counts[other] >= ALMOST * counts["all"]:
             value, row = looks.first[other]
             beside = f", and row {looks.first[plain][1]} has {looks.first[plain][0]!r}" if plain in looks.first else ""
-            raise InputError(f"{value!r} looks like {doubt}{beside}", remedy + f" If it is text, declare that (tables.<table>.columns: {{{column}: text}}).", file=file, column=column, row=row)
+            raise InputError(f"{value!r} looks like {_as_declared(doubt, looks.reading)}{beside}", remedy + f" If it is text, declare that (tables.<table>.columns: {{{column}: text}}).", file=file, column=column, row=row)
     return next((kind for kind in ("float", "time") if counts[kind] >= ALMOST * counts["all"]), "text")
+
+
+def _as_declared(doubt: str, reading: Reading) -> str:
+    return doubt.replace("ISO 8601", " or ".join(reading.time_format) or "ISO 8601")
 
 
 _DOUBTS = [
@@ -226,7 +239,7 @@ def _cast_one(one: pa.Array, cast: Callable[[pa.Array], pa.Array]) -> pa.Array:
     except pa.ArrowInvalid:
         return pa.nulls(1, cast(pa.nulls(1, pa.string())).type)
 
-# %% ../../nbs/1_data/01_cell_types.ipynb #33c71549
+# %% ../../nbs/1_data/01_cell_types.ipynb #3705e723
 def misfit(
     value: str, # that does not fit
     reading: Reading, # how its column is read
@@ -237,7 +250,7 @@ def misfit(
         return f"{value!r} does not fit into 64 bits", f"If it is a key, declare it as text in conf/data (tables.<table>.columns: {{{column}: text}})."
     if reading.kind == "float" and (looks_like(pa.array([value]), "float", reading)[0].as_py() or re.fullmatch(r"\s*[+-]?inf(inity)?\s*", value, re.IGNORECASE)):
         return f"{value!r} is not a number: it is infinite", "Correct the cell, or list the text under null_values in conf/data."
-    hands = [doubt + ". " + remedy for _, other, doubt, remedy in _DOUBTS if looks_like(pa.array([value]), other)[0].as_py()]
+    hands = [_as_declared(doubt, reading) + ". " + remedy for _, other, doubt, remedy in _DOUBTS if looks_like(pa.array([value]), other, reading)[0].as_py()]
     said = {"int": "a whole number", "float": "a number", "time": "a time (" + (" or ".join(reading.time_format) or "YYYY-MM-DD or YYYY-MM-DDTHH:MM:SS, UTC") + ")"}[reading.kind]
     hint = f" It looks like {hands[0]}" if hands else ""
     return f"{value[:100]!r} is not {said}", f"Correct the cell, list the text under null_values, or declare the column as text in conf/data (tables.<table>.columns: {{{column}: text}}).{hint}"

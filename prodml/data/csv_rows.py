@@ -126,7 +126,7 @@ class Rejects:
         self.writer.write_table(pa.Table.from_pylist(self.held, self.SCHEMA))
         self.held = []
 
-# %% ../../nbs/1_data/01_csv_rows.ipynb #f92f8c77
+# %% ../../nbs/1_data/01_csv_rows.ipynb #9fa60223
 def bad_rows(
     batch: pa.RecordBatch, # rows of text
     stream: Utf8Stream, # that they come from
@@ -174,9 +174,9 @@ def _undecoded(value: str, stream: Utf8Stream) -> tuple[str, str]:
 def _swallowed(value: str, before: int, delimiter: str, stream: Utf8Stream, final: bool) -> bool:
     line = re.split(r"[\r\n]+", value.rstrip("\r\n"))[-1]
     left = stream.quotes if final else value.count('"')
-    return left % 2 == 1 and line.count(delimiter) == before
+    return left % 2 == 1 and (line.count(delimiter) == before or final and value[-1] in "\r\n")
 
-# %% ../../nbs/1_data/01_csv_rows.ipynb #513879a8
+# %% ../../nbs/1_data/01_csv_rows.ipynb #40bc4c31
 BLOCK = 16 << 20
 
 
@@ -192,18 +192,24 @@ def csv_batches(
         stream = Utf8Stream(raw, table.get("encoding"), path)
         names = read_header(stream, table.get("delimiter"), path)
         ragged = _Ragged(rejects)
-        reader, row = _parsed(stream, names, null_values, delimiter, ragged), 1
-        batch = next(reader, None)
-        while batch is not None:
-            following = next(reader, None)
-            numbers = ragged.numbers(row, batch.num_rows)
-            bad = bad_rows(batch, stream, delimiter, following is None)
-            for place, (problem, remedy, column) in sorted(bad.items()):
-                rejects.add(int(numbers[place]), problem, remedy, as_line(batch, place, delimiter), column)
-            row = int(numbers[-1]) + 1 if len(numbers) else row
-            batch = batch.append_column("source_row", pa.array(numbers))
-            yield batch.filter(pa.array(~np.isin(np.arange(batch.num_rows), list(bad)))) if bad else batch
-            batch = following
+        try:
+            yield from _good_rows(_parsed(stream, names, null_values, delimiter, ragged), stream, delimiter, ragged)
+        finally:
+            stream.stop()
+
+
+def _good_rows(reader: Iterator[pa.RecordBatch], stream: Utf8Stream, delimiter: str, ragged: "_Ragged") -> Iterator[pa.RecordBatch]:
+    row, batch = 1, next(reader, None)
+    while batch is not None:
+        following = next(reader, None)
+        numbers = ragged.numbers(row, batch.num_rows)
+        bad = bad_rows(batch, stream, delimiter, following is None)
+        for place, (problem, remedy, column) in sorted(bad.items()):
+            ragged.rejects.add(int(numbers[place]), problem, remedy, as_line(batch, place, delimiter), column)
+        row = int(numbers[-1]) + 1 if len(numbers) else row
+        batch = batch.append_column("source_row", pa.array(numbers))
+        yield batch.filter(pa.array(~np.isin(np.arange(batch.num_rows), list(bad)))) if bad else batch
+        batch = following
 
 
 def as_line(

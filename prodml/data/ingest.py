@@ -290,6 +290,9 @@ def _check_table(table: dict[str, Any], path: Path) -> None:
     unknown = [key for key in table if key not in known]
     if unknown:
         raise InputError(f"conf/data declares {', '.join(unknown)} for the table", f"A table of this kind of file has {', '.join(known)}.", file=path)
+    for key, kinds in {"columns": (dict, type(None)), "encoding": str, "decimal": str, "thousands": str, "time_format": (str, list)}.items():
+        if key in table and not isinstance(table[key], kinds):
+            raise InputError(f"conf/data declares {key}: {table[key]!r}", "Give columns as {column: type}, a time_format as text or a list, the others as text.", file=path)
     delimiter, tolerated = table.get("delimiter", ","), table.get("max_rejected_fraction", 0.0)
     if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n':
         raise InputError(f"conf/data declares the delimiter {delimiter!r}", 'Give one character, as in delimiter: ";" or delimiter: "\\t".', file=path)
