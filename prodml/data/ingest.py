@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATTERNS', 'ARROW_TYPES', 'ALMOST', 'looks_like', 'inferred_type', 'convert', 'opened_csv', 'csv_batches',
-           'require_columns', 'typed_batches', 'ingest_csv', 'sampled', 'write_batches', 'ingest_parquet', 'ingest']
+           'require_columns', 'typed_batches', 'ingest_csv', 'sampled', 'write_batches', 'ingest_parquet', 'ingest',
+           'missing_shares']
 
 # %% ../../nbs/1_data/01_ingest.ipynb #b40dea51
 import csv
@@ -306,3 +307,15 @@ def _check_types(declared: dict[str, str], path: Path) -> None:
     for column, kind in declared.items():
         if kind not in ARROW_TYPES:
             raise InputError(f"conf/data declares the type {kind!r}", f"Types are {', '.join(ARROW_TYPES)}.", file=path, column=column)
+
+# %% ../../nbs/1_data/01_ingest.ipynb #0d7412c3
+def missing_shares(
+    path: Path, # a Parquet file
+) -> dict[str, float]:
+    "For each column the share of rows without a value, 0 to 1."
+    metadata = pq.ParquetFile(path).metadata
+    counts: Counter = Counter()
+    for group in range(metadata.num_row_groups):
+        for column in (metadata.row_group(group).column(place) for place in range(metadata.num_columns)):
+            counts[column.path_in_schema] += column.statistics.null_count
+    return {name: counts[name] / metadata.num_rows for name in metadata.schema.to_arrow_schema().names}
