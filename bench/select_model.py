@@ -53,7 +53,7 @@ def fold_files(table: pa.Table, month: str, folder: Path) -> dict:
     for name, mask in masks.items():
         pq.write_table(table.filter(pa.array(mask)), folder / f"{name}.parquet")
     features = compose()["data"]["features"]
-    return fit_encoding(table.select(names).filter(pa.array(masks["train"])), {}, features["min_category_rows"])
+    return fit_encoding(folder / "train.parquet", names, {}, features["min_category_rows"])
 
 
 def settings_of(overrides: list[str]) -> tuple[dict, TrainSettings]:

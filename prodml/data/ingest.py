@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['require_columns', 'typed_batches', 'ingest_csv', 'sampled', 'write_batches', 'ingest_parquet', 'verified_partitions',
-           'ingest_feed', 'ingest']
+           'ingest_feed', 'ingest', 'missing_shares']
 
 # %% ../../nbs/1_data/01_ingest.ipynb #b40dea51
 import difflib
@@ -298,3 +298,15 @@ def _check_table(table: dict[str, Any], path: Path) -> None:
         raise InputError(f"conf/data declares the delimiter {delimiter!r}", 'Give one character, as in delimiter: ";" or delimiter: "\\t".', file=path)
     if not isinstance(tolerated, (int, float)) or not 0 <= tolerated < 1:
         raise InputError(f"conf/data declares max_rejected_fraction: {tolerated!r}", "Give a fraction from 0 up to, not including, 1.", file=path)
+
+# %% ../../nbs/1_data/01_ingest.ipynb #0d7412c3
+def missing_shares(
+    path: Path, # a Parquet file
+) -> dict[str, float]:
+    "For each column the share of rows without a value, 0 to 1."
+    metadata = pq.ParquetFile(path).metadata
+    counts: Counter = Counter()
+    for group in range(metadata.num_row_groups):
+        for column in (metadata.row_group(group).column(place) for place in range(metadata.num_columns)):
+            counts[column.path_in_schema] += column.statistics.null_count
+    return {name: counts[name] / metadata.num_rows for name in metadata.schema.to_arrow_schema().names}

@@ -20,19 +20,21 @@ def known_sums(
     windows: Mapping[str, int], # output suffix -> minutes to look back
 ) -> ir.Table:
     "For each query, `key` and for each value and window `<name>_<suffix>`: the sum over the events with asof - minutes <= known_at <= asof, 0 if none."
-    nothing = {name: ibis.literal(0, "int64") for name in values}
-    asked = queries.select("key", *by, minute=queries.asof.cast("int64"), **nothing)
     known = events.filter(events.known_at.notnull())
     known = known.select(
-        *by, key=ibis.null("int64"), minute=known.known_at.cast("int64"), **{name: known[column].cast("int64") for name, column in values.items()}
-    ).select("key", *by, "minute", *values)
-    both = ibis.union(asked, known)
-    sums = {}
-    for suffix, minutes in windows.items():
-        back = ibis.window(group_by=list(by) or None, order_by="minute", range=(-minutes, 0))
-        sums |= {f"{name}_{suffix}": both[name].sum().over(back) for name in values}
-    answered = both.select("key", **sums)
-    return answered.filter(answered.key.notnull())
+        *by, key=ibis.null("int64"), minute=known.known_at.cast("int64"), edge=ibis.literal(-1, "int8"), **{name: known[column].cast("int64") for name, column in values.items()}
+    ).select("key", *by, "minute", "edge", *values)
+    nothing = {name: ibis.literal(0, "int64") for name in values}
+    edges = [queries.asof.cast("int64"), *(queries.asof.cast("int64") - minutes - 1 for minutes in windows.values())]
+    asked = [queries.select("key", *by, minute=minute, edge=ibis.literal(edge, "int8"), **nothing) for edge, minute in enumerate(edges)]
+    both = ibis.union(known, *asked)
+    # No partition: the sums of the groups before are the same at both edges, and one sort is several times faster than one for each group.
+    so_far = ibis.window(order_by=[*by, "minute", "edge"], rows=(None, 0))
+    running = both.select("key", "edge", **{name: both[name].sum().over(so_far) for name in values})
+    running = running.filter(running.edge >= 0)
+    def at(name: str, edge: int) -> ir.IntegerScalar:
+        return running[name].max(where=running.edge == edge)
+    return running.group_by("key").agg(**{f"{name}_{suffix}": at(name, 0) - at(name, edge) for edge, suffix in enumerate(windows, 1) for name in values})
 
 # %% ../../nbs/1_data/07_known.ipynb #d3318f75
 def known_latest(

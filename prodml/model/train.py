@@ -25,7 +25,7 @@ from ..data.balance import KINDS as RESAMPLINGS
 from .checkpoint import group_of, load_state, nested, save_state
 from .device import autocast, derived_seed, has_fused_optimizer
 from .networks import Network
-from .rows import Rows, balanced_rows, check_real
+from .rows import Rows, StreamedRows, balanced_rows, check_real
 from ..stats.scores import fit_calibration
 
 # %% ../../nbs/2_model/05_train.ipynb #2757545d
@@ -149,7 +149,7 @@ def loss_of(
 # %% ../../nbs/2_model/05_train.ipynb #385ef5ec
 def predict_logits(
     network: Network, # in any mode; it is asked in evaluation mode
-    rows: Rows, # on the network's device
+    rows: Rows | StreamedRows, # on the network's device
     weights: dict[str, Tensor] | None = None, # asked with these in place of its own
     batch_size: int = 16_384, # rows at a time, which bounds the memory and changes no result
 ) -> Tensor:
@@ -157,7 +157,7 @@ def predict_logits(
     was_training = network.training
     network.eval()
     with torch.inference_mode():
-        batches = zip(rows.numbers.split(batch_size), rows.codes.split(batch_size))
+        batches = (batch for part in rows.parts() for batch in zip(part.numbers.split(batch_size), part.codes.split(batch_size)))
         logits = torch.cat([functional_call(network, weights or {}, batch) for batch in batches])
     network.train(was_training)
     return logits
@@ -165,7 +165,7 @@ def predict_logits(
 
 def predict(
     network: Network, # in any mode
-    rows: Rows, # on the network's device
+    rows: Rows | StreamedRows, # on the network's device
 ) -> np.ndarray:
     "Calibrated probabilities [N] of the rows, in float64."
     return torch.sigmoid(predict_logits(network, rows).double()).cpu().numpy()
@@ -195,8 +195,8 @@ class Trainer:
     def __init__(
         self,
         network: Network, # trained in place
-        rows: Rows, # to train on, on the network's device
-        validation: Rows, # to stop by, on the network's device
+        rows: Rows | StreamedRows, # to train on, on the network's device
+        validation: Rows | StreamedRows, # to stop by, on the network's device
         settings: TrainSettings, # how
         seed: int = 0, # of the order of the rows and of the dropout
         precision: str = "auto", # of the matrix products
@@ -269,12 +269,34 @@ class Trainer:
 
     def _batches(self, epoch: int, first: int, last: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         "Batches `first` to `last` of an epoch, in the epoch's own random order; a rest smaller than a batch is left out, another one each epoch."
+        if isinstance(self.rows, StreamedRows):
+            yield from self._streamed_batches(epoch, first, last)
+            return
         generator = torch.Generator().manual_seed(derived_seed(self.seed, 0, epoch))
         order, size = torch.randperm(len(self.rows), generator=generator).to(self.device), self.settings.batch_size
         for start in range(first, last, self.GATHERED):
             index = order[start * size : min(start + self.GATHERED, last) * size]
             columns = (self.rows.numbers, self.rows.codes, self.targets)
             yield from zip(*(column.index_select(0, index).split(size) for column in columns))
+
+    def _streamed_batches(self, epoch: int, first: int, last: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        "The same from disk, pool by pool; the rest of a pool begins the next one's first batch."
+        size, left, rest = self.settings.batch_size, last - first, None
+        for positions, rows in self.rows.shuffled(derived_seed(self.seed, 0, epoch), first * size):
+            columns = (rows.numbers, rows.codes, self.targets.index_select(0, positions))
+            begun = 0 if rest is None else size - len(rest[0])
+            if begun > len(positions):
+                rest = tuple(map(torch.cat, zip(rest, columns)))
+                continue
+            if begun:
+                yield tuple(torch.cat([old, new[:begun]]) for old, new in zip(rest, columns))
+                left -= 1
+            whole = min((len(positions) - begun) // size, left)
+            yield from zip(*(column[begun : begun + whole * size].split(size) for column in columns))
+            left -= whole
+            if not left:
+                return
+            rest = tuple(column[begun + whole * size :].clone() for column in columns)
 
     def _look(self, train_loss: float, steps: int) -> None:
         "Note the validation loss, and keep the weights if they are the best so far."
@@ -332,8 +354,8 @@ def _resampled(rows: Rows, teacher_logits: Tensor | None, kind: str, seed: int) 
 # %% ../../nbs/2_model/05_train.ipynb #231ba029
 def train(
     network: Network, # trained in place
-    rows: Rows, # to train on, on the network's device
-    validation: Rows, # to stop by, on the network's device
+    rows: Rows | StreamedRows, # to train on, on the network's device
+    validation: Rows | StreamedRows, # to stop by, on the network's device
     settings: TrainSettings, # how
     seed: int = 0, # of the order of the rows and of the dropout
     precision: str = "auto", # of the matrix products: auto, float32 or bfloat16
@@ -359,7 +381,7 @@ def train(
 # %% ../../nbs/2_model/05_train.ipynb #27d6af25
 def fit_temperature(
     network: Network, # its temperature is set
-    rows: Rows, # validation rows, on the network's device
+    rows: Rows | StreamedRows, # validation rows, on the network's device
 ) -> float:
     "Set and return the temperature, in [0.1, 10], with the least log loss on the rows, under a log-normal prior of width 0.5."
     network.temperature.fill_(1)
