@@ -8,6 +8,7 @@ __all__ = ['require_columns', 'typed_batches', 'ingest_csv', 'sampled', 'write_b
 
 # %% ../../nbs/1_data/01_ingest.ipynb #b40dea51
 import difflib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
