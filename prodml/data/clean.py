@@ -242,19 +242,17 @@ def repair(
     texts = {f"is_{step}_{name}": after[name].cast("string") for name in names} | {f"was_{step}_{name}": after[f"was_{step}_{name}"].cast("string") for name in names}
     return Repaired(after.mutate(**marks, **texts), [*state.columns, *new], [*state.cells, *((step, name) for name in names)], state.removed)
 
-# %% ../../nbs/1_data/05_clean.ipynb #71842dba
+# %% ../../nbs/1_data/05_clean.ipynb #5887fe43
 def ledger_lines(
     state: Repaired, # a repaired table
     name: str, # its name
     repairs: list[dict[str, Any]], # all repairs, by step
 ) -> Iterator[pa.RecordBatch]:
     "The lines of the ledger for one table, in pieces."
-    for step, rows, cells in [*((step, rows, cells) for step, rows, cells in state.removed), (None, state.table, state.cells)]:
-        if not cells and step is None:
-            continue
-        touched = ibis.or_(*(rows[f"changed_{place}_{column}"] for place, column in cells)) if cells and step is None else ibis.literal(True)
+    stayed = [(None, state.table.filter(ibis.or_(*(state.table[f"changed_{place}_{column}"] for place, column in state.cells))), state.cells)] if state.cells else []
+    for step, rows, cells in [*state.removed, *stayed]:
         wanted = [f"{mark}_{place}_{column}" for place, column in cells for mark in ("changed", "was", "is")]
-        for batch in rows.filter(touched).select("source_row", *wanted).to_pyarrow_batches(chunk_size=131_072):
+        for batch in rows.select("source_row", *wanted).to_pyarrow_batches(chunk_size=131_072):
             for place, column in cells:
                 changed = batch.filter(batch.column(f"changed_{place}_{column}"))
                 yield _lines(changed, name, place, repairs[place]["name"], column, changed.column(f"was_{place}_{column}"), changed.column(f"is_{place}_{column}"), None)
@@ -268,7 +266,7 @@ def _lines(rows: pa.RecordBatch, table: str, step: int, rule: str, column: str |
     columns = {name: pa.repeat(pa.scalar(value, LEDGER.field(name).type), len(rows)) for name, value in same.items()} | {"source_row": rows.column("source_row"), "before": before, "after": after}
     return pa.RecordBatch.from_arrays([columns[name] for name in LEDGER.names], schema=LEDGER)
 
-# %% ../../nbs/1_data/05_clean.ipynb #295f7572
+# %% ../../nbs/1_data/05_clean.ipynb #1f920d10
 def write_ledger(
     states: Mapping[str, Repaired], # the repaired tables
     repairs: list[dict[str, Any]], # the repairs of conf/data
@@ -281,8 +279,8 @@ def write_ledger(
             for lines in ledger_lines(state, name, repairs):
                 if lines.num_rows:
                     writer.write_batch(lines)
-    connection = ibis.duckdb.connect()
-    lines = connection.read_parquet(aside, table_name="lines")
+    # The tables' own connection: it sorts within the memory that was set for it.
+    lines = next(iter(states.values())).table.get_backend().read_parquet(aside, table_name="ledger_lines")
     if pq.read_metadata(aside).num_rows:
         ordered = lines.order_by(["table", "source_row", "step", "column"])
         write_batches(folder / "cells.parquet", ordered.to_pyarrow_batches(chunk_size=131_072))
@@ -290,7 +288,6 @@ def write_ledger(
         pq.write_table(LEDGER.empty_table(), folder / "cells.parquet", compression="zstd")
     counts = lines.group_by("step", "column").agg(lines=ibis._.count()).to_pyarrow().to_pylist()
     rows = {row["step"]: row["rows"] for row in lines.filter(lines.column.notnull()).group_by("step").agg(rows=ibis._.source_row.nunique()).to_pyarrow().to_pylist()}
-    connection.disconnect()
     aside.unlink()
     found = {(row["step"], row["column"]): row["lines"] for row in counts}
     return [_summary(rule, step, found, rows) for step, rule in enumerate(repairs)]
