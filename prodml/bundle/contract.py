@@ -191,7 +191,7 @@ def row_contract(
             kept.append({**{key: value for key, value in rule.items() if key not in ("table", "max_rejected_fraction")}, "columns": columns})
     return {"table": table, "types": {name: types[name] for name in known}, "rules": kept}
 
-# %% ../../nbs/0_bundle/02_contract.ipynb #d8db4d42
+# %% ../../nbs/0_bundle/02_contract.ipynb #c414a4a6
 class _Wrong:
     "A value that is not of its column's type; `number` is what the other rules still compare, if it is a number."
     def __init__(self, number: float | None = None):
@@ -200,6 +200,9 @@ class _Wrong:
 
 def _read(value: Any, kind: str) -> Any:
     "The value as a rule compares it: None if missing, int, float, str, microseconds, or `_Wrong`."
+    usual = type(value)
+    if (usual is str and kind == "text") or (usual is int and kind == "int" and -(2**63) <= value < 2**63):
+        return value
     # NaN and NaT differ from themselves; pandas' NA is known by its name, since importing pandas costs a server half a second.
     if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, (float, np.floating, np.datetime64)) and value != value):
         return None
@@ -282,7 +285,7 @@ def _shifted(value: Any, offset: float, kind: str) -> Any:
         return value
     return value + round(offset * 60_000_000) if kind == "time" else float(value) + float(offset)
 
-# %% ../../nbs/0_bundle/02_contract.ipynb #2a6f6b18
+# %% ../../nbs/0_bundle/02_contract.ipynb #7e55336c
 _SAID = {"int": "a whole number", "float": "a number", "time": "a time (YYYY-MM-DD or YYYY-MM-DDTHH:MM:SS, UTC)", "text": "a text"}
 
 
@@ -297,7 +300,10 @@ class RowChecker:
         unknown = [kind for kind in self.types.values() if kind not in TYPES]
         if unknown:
             raise InputError(f"the contract has the type {unknown[0]!r}", f"Types are {', '.join(TYPES)}.")
-        self.rules = [(rule, *_test(rule, self.types)) for rule in contract["rules"]]
+        self.rules = []
+        for rule in contract["rules"]:
+            groups = [tuple(rule["columns"])] if rule["rule"] == "compare" else [(name,) for name in rule["columns"]]
+            self.rules.append((rule, *_test(rule, self.types), groups))
 
     def __call__(
         self,
@@ -312,22 +318,22 @@ class RowChecker:
         for name, values in read.items():
             remedy = f"Send {_SAID[self.types[name]]}, or null where it is missing."
             found += [Verdict(f"type of {name}", "type", "error", row, name, raw[name][row - 1], remedy) for row, value in enumerate(values, start=1) if isinstance(value, _Wrong)]
-        for rule, test, remedy in self.rules:
-            found += self._broken(rule, test, remedy, raw, read)
+        for rule, test, remedy, groups in self.rules:
+            for group in groups:
+                if all(name in read for name in group):
+                    rows = _broken(test, rule["rule"] == "not_null", [read[name] for name in group])
+                    found += [Verdict(rule["name"], rule["rule"], rule["severity"], row, group[0], raw[group[0]][row - 1], remedy) for row in rows]
         return sorted(found, key=lambda verdict: verdict.row or 0)
 
-    def _broken(self, rule: Mapping[str, Any], test: Callable[..., bool], remedy: str, raw: Mapping[str, list], read: Mapping[str, list]) -> list[Verdict]:
-        names = rule["columns"]
-        groups = [names] if rule["rule"] == "compare" else [[name] for name in names]
-        found = []
-        for group in groups:
-            if not all(name in read for name in group):
+
+def _broken(test: Callable[..., bool], of_missing: bool, columns: list[list]) -> list[int]:
+    "The rows, from 1, whose values break a rule. A missing value breaks only not_null; one of another type has a verdict of its own already."
+    rows = []
+    for row, values in enumerate(zip(*columns), start=1):
+        if not of_missing:
+            values = [value.number if type(value) is _Wrong else value for value in values]
+            if None in values:
                 continue
-            for row, values in enumerate(zip(*(read[name] for name in group)), start=1):
-                wrong = [isinstance(value, _Wrong) for value in values]
-                numbers = [value.number if isinstance(value, _Wrong) else value for value in values]
-                # A missing value breaks only not_null; one of another type has its own verdict already.
-                skip = any(wrong) if rule["rule"] == "not_null" else any(number is None for number in numbers)
-                if not skip and test(*numbers):
-                    found.append(Verdict(rule["name"], rule["rule"], rule["severity"], row, group[0], raw[group[0]][row - 1], remedy))
-        return found
+        if test(*values):
+            rows.append(row)
+    return rows

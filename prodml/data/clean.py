@@ -72,7 +72,7 @@ def _forward_fill(table: ir.Table, rule: Mapping[str, Any]) -> ir.Table:
         filled[name] = near.ifelse(present(runs[name]).max().over(group_by=group), present(runs[name])).cast(table[name].type())
     return runs.mutate(**filled).drop("minute_", *(f"run_{name}" for name in rule["columns"]))
 
-# %% ../../nbs/1_data/05_clean.ipynb #fb7ee021
+# %% ../../nbs/1_data/05_clean.ipynb #31693b6b
 def clock_changes(
     timezone: str, # an IANA name, such as America/New_York
     first: datetime.datetime, # the earliest reading
@@ -98,31 +98,40 @@ def clock_changes(
     return changes
 
 
-def _reading(table: ir.Table, local: list[str]) -> ir.Column:
-    "The local clock reading: a column of times, or year, month, day and hour."
+def _reading(table: ir.Table, local: list[str]) -> ir.IntegerColumn:
+    "The local clock reading in seconds since 1970: of a column of times, or of year, month, day and hour; null where there is no such date or hour."
     if len(local) == 1:
-        return table[local[0]].cast("timestamp(6)")
-    year, month, day, hour = (table[name].cast("string") for name in local)
-    return (year + "-" + month + "-" + day + " " + hour + ":00:00").try_cast("timestamp(6)")
+        return table[local[0]].cast("timestamp(6)").epoch_seconds().cast("int64")
+    year, month, day, hour = (table[name] for name in local)
+    leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+    length = ibis.cases((month == 2, leap.ifelse(29, 28)), (month.isin([4, 6, 9, 11]), 30), else_=31)
+    there = month.between(1, 12) & (day >= 1) & (day <= length) & hour.between(0, 23)
+    start = ibis.timestamp(year, month.clip(1, 12), 1, 0, 0, 0).epoch_seconds()
+    return there.ifelse(start + (day - 1) * 86_400 + hour * 3600, ibis.null("int64")).cast("int64")
 
 
 def _rekey(table: ir.Table, rule: Mapping[str, Any]) -> ir.Table:
-    local = _reading(table, rule["local"])
-    ends = table.agg(first=local.min(), last=local.max()).to_pyarrow().to_pylist()[0]
+    read = table.mutate(local_=_reading(table, rule["local"]))
+    nth = ibis.row_number().over(group_by=[*rule.get("by", []), "local_"], order_by="source_row")
+    read = read.mutate(nth_=nth)
+    ends = read.agg(first=read.local_.min(), last=read.local_.max()).to_pyarrow().to_pylist()[0]
     if ends["first"] is None:
         raise InputError(f"the repair {rule['name']!r} finds no clock reading", "Look at the columns under `local`.", file=rule["table"], column=", ".join(rule["local"]))
-    changes = clock_changes(rule["timezone"], ends["first"], ends["last"])
-    seconds = datetime.timedelta(seconds=1)
-    turns = [moment for moment, _ in changes[1:]] + [datetime.datetime.max]
+    changes = clock_changes(rule["timezone"], *(_EPOCH + datetime.timedelta(seconds=ends[end]) for end in ("first", "last")))
+    starts = [int((moment - _EPOCH).total_seconds()) for moment, _ in changes]
     candidates = []
-    for (start, offset), stop in zip(changes, turns):
-        inside = (local >= start + offset * seconds) & (local < (stop + offset * seconds if stop.year < 9999 else stop))
-        candidates.append(inside.ifelse(local - ibis.interval(seconds=offset), ibis.null("timestamp(6)")))
+    for (_, offset), start, stop in zip(changes, starts, [*starts[1:], None]):
+        inside = read.local_ >= start + offset
+        inside = inside if stop is None else inside & (read.local_ < stop + offset)
+        candidates.append(inside.ifelse(read.local_ - offset, ibis.null("int64")))
     once, again = ibis.coalesce(*candidates), ibis.coalesce(*reversed(candidates))
-    nth = ibis.row_number().over(group_by=[*rule.get("by", []), local], order_by="source_row")
-    # The reading comes once in all: each row that has it means that moment, repeated or not.
+    # A reading that means one moment means it in every row that has it, repeated or not.
+    moment = ibis.cases((once == again, once), (read.nth_ == 0, once), (read.nth_ == 1, again), else_=ibis.null("int64"))
     (name,) = rule["columns"]
-    return table.mutate(**{name: ibis.cases((once == again, once), (nth == 0, once), (nth == 1, again), else_=ibis.null("timestamp(6)"))})
+    return read.mutate(**{name: moment.as_timestamp("s").cast("timestamp(6)")}).drop("local_", "nth_")
+
+
+_EPOCH = datetime.datetime(1970, 1, 1)
 
 # %% ../../nbs/1_data/05_clean.ipynb #a39c1232
 CELL_REPAIRS: dict[str, Callable[[ir.Table, Mapping[str, Any]], ir.Table]] = {
@@ -130,14 +139,14 @@ CELL_REPAIRS: dict[str, Callable[[ir.Table, Mapping[str, Any]], ir.Table]] = {
     "constant": _constant, "forward_fill": _forward_fill, "rekey": _rekey,
 }
 
-# %% ../../nbs/1_data/05_clean.ipynb #4ec86306
+# %% ../../nbs/1_data/05_clean.ipynb #78ae531a
 def _repeated(table: ir.Table, rule: Mapping[str, Any]) -> ir.Column:
     keep = rule.get("keep", "first")
     if keep not in ("first", "last", "most complete"):
         raise InputError(f"the repair {rule['name']!r} keeps {keep!r}", "Keep first, last or most complete.", file="conf/data")
     holes = sum((present(table[name]).isnull().cast("int64") for name in table.columns if name != "source_row"), ibis.literal(0))
     numbered = table.mutate(holes_=holes)
-    order = {"first": ["source_row"], "last": [ibis.desc("source_row")], "most complete": ["holes_", "source_row"]}[keep]
+    order = {"first": None, "last": [ibis.desc("source_row")], "most complete": ["holes_", "source_row"]}[keep]
     return repeats(numbered, rule["columns"], order)
 
 
@@ -233,19 +242,17 @@ def repair(
     texts = {f"is_{step}_{name}": after[name].cast("string") for name in names} | {f"was_{step}_{name}": after[f"was_{step}_{name}"].cast("string") for name in names}
     return Repaired(after.mutate(**marks, **texts), [*state.columns, *new], [*state.cells, *((step, name) for name in names)], state.removed)
 
-# %% ../../nbs/1_data/05_clean.ipynb #71842dba
+# %% ../../nbs/1_data/05_clean.ipynb #5887fe43
 def ledger_lines(
     state: Repaired, # a repaired table
     name: str, # its name
     repairs: list[dict[str, Any]], # all repairs, by step
 ) -> Iterator[pa.RecordBatch]:
     "The lines of the ledger for one table, in pieces."
-    for step, rows, cells in [*((step, rows, cells) for step, rows, cells in state.removed), (None, state.table, state.cells)]:
-        if not cells and step is None:
-            continue
-        touched = ibis.or_(*(rows[f"changed_{place}_{column}"] for place, column in cells)) if cells and step is None else ibis.literal(True)
+    stayed = [(None, state.table.filter(ibis.or_(*(state.table[f"changed_{place}_{column}"] for place, column in state.cells))), state.cells)] if state.cells else []
+    for step, rows, cells in [*state.removed, *stayed]:
         wanted = [f"{mark}_{place}_{column}" for place, column in cells for mark in ("changed", "was", "is")]
-        for batch in rows.filter(touched).select("source_row", *wanted).to_pyarrow_batches(chunk_size=131_072):
+        for batch in rows.select("source_row", *wanted).to_pyarrow_batches(chunk_size=131_072):
             for place, column in cells:
                 changed = batch.filter(batch.column(f"changed_{place}_{column}"))
                 yield _lines(changed, name, place, repairs[place]["name"], column, changed.column(f"was_{place}_{column}"), changed.column(f"is_{place}_{column}"), None)
@@ -259,7 +266,7 @@ def _lines(rows: pa.RecordBatch, table: str, step: int, rule: str, column: str |
     columns = {name: pa.repeat(pa.scalar(value, LEDGER.field(name).type), len(rows)) for name, value in same.items()} | {"source_row": rows.column("source_row"), "before": before, "after": after}
     return pa.RecordBatch.from_arrays([columns[name] for name in LEDGER.names], schema=LEDGER)
 
-# %% ../../nbs/1_data/05_clean.ipynb #295f7572
+# %% ../../nbs/1_data/05_clean.ipynb #1f920d10
 def write_ledger(
     states: Mapping[str, Repaired], # the repaired tables
     repairs: list[dict[str, Any]], # the repairs of conf/data
@@ -272,8 +279,8 @@ def write_ledger(
             for lines in ledger_lines(state, name, repairs):
                 if lines.num_rows:
                     writer.write_batch(lines)
-    connection = ibis.duckdb.connect()
-    lines = connection.read_parquet(aside, table_name="lines")
+    # The tables' own connection: it sorts within the memory that was set for it.
+    lines = next(iter(states.values())).table.get_backend().read_parquet(aside, table_name="ledger_lines")
     if pq.read_metadata(aside).num_rows:
         ordered = lines.order_by(["table", "source_row", "step", "column"])
         write_batches(folder / "cells.parquet", ordered.to_pyarrow_batches(chunk_size=131_072))
@@ -281,7 +288,6 @@ def write_ledger(
         pq.write_table(LEDGER.empty_table(), folder / "cells.parquet", compression="zstd")
     counts = lines.group_by("step", "column").agg(lines=ibis._.count()).to_pyarrow().to_pylist()
     rows = {row["step"]: row["rows"] for row in lines.filter(lines.column.notnull()).group_by("step").agg(rows=ibis._.source_row.nunique()).to_pyarrow().to_pylist()}
-    connection.disconnect()
     aside.unlink()
     found = {(row["step"], row["column"]): row["lines"] for row in counts}
     return [_summary(rule, step, found, rows) for step, rule in enumerate(repairs)]

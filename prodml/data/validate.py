@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from ..core.config import configured
 from ..core.errors import InputError
 from ..core.files import artifact, write_json, written_folder
-from .contract import age, breaks, check_rules, kind_of, partitions, present
+from .contract import age, breaks, check_rules, key_digest, kind_of, partitions, present
 from .ingest import require_columns, write_batches
 
 # %% ../../nbs/1_data/04_validate.ipynb #88f1bc66
@@ -53,16 +53,25 @@ def _smallest(values, rows):
 
 def _count_rows(rules: list[dict[str, Any]], name: str, tables: Mapping[str, ir.Table]) -> dict[str, dict[str, Any]]:
     table = tables[name]
-    flags = table.select("source_row", **{f"broken_{i}": breaks(rule, tables) for i, rule in enumerate(rules)})
-    asked = {f"broken_{i}": flags[f"broken_{i}"].sum() for i in range(len(rules))} | {f"first_{i}": _smallest(flags.source_row, EXAMPLES, where=flags[f"broken_{i}"]) for i in range(len(rules))}
-    counts = flags.agg(rows=flags.count(), **asked).to_pyarrow().to_pylist()[0]
-    firsts = [sorted(counts[f"first_{i}"] or []) for i in range(len(rules))]
-    wanted = sorted({row for rows in firsts for row in rows})
+    counts = _aggregated(table, {rule["name"]: key_digest(table, rule["columns"]) if rule["rule"] == "unique" else breaks(rule, tables) for rule in rules})
+    # As many hashes as keys: no key occurs twice, which is nearly always so. Only where there are fewer are the keys themselves compared.
+    unsure = {rule["name"]: breaks(rule, tables) for rule in rules if rule["rule"] == "unique" and counts[rule["name"]][0]}
+    counts |= _aggregated(table, unsure) if unsure else {}
+    wanted = sorted({row for name, (_, first) in counts.items() if name for row in first})
     whole = {row["source_row"]: _plain(row) for row in table.filter(table.source_row.isin(wanted)).to_pyarrow().to_pylist()} if wanted else {}
-    return {
-        rule["name"]: {"rows": counts[f"broken_{i}"] or 0, "of": counts["rows"], "unit": "rows", "first_rows": firsts[i], "examples": [whole[row] for row in firsts[i]]}
-        for i, rule in enumerate(rules)
-    }
+    total = counts[""][0]
+    return {rule["name"]: {"rows": rows, "of": total, "unit": "rows", "first_rows": first, "examples": [whole[row] for row in first]} for rule in rules for rows, first in [counts[rule["name"]]]}
+
+
+def _aggregated(table: ir.Table, columns: dict[str, ir.Column]) -> dict[str, tuple[int, list[int]]]:
+    "One query: for each truth value how often it is true and the first rows, for each hash how many values it lacks to tell all apart; under '' the rows."
+    flags = table.select("source_row", **{f"flag_{i}": column for i, column in enumerate(columns.values())})
+    asked = {"rows": flags.count()}
+    for i in range(len(columns)):
+        flag = flags[f"flag_{i}"]
+        asked |= {f"count_{i}": flag.sum(), f"first_{i}": _smallest(flags.source_row, EXAMPLES, where=flag)} if flag.type().is_boolean() else {f"count_{i}": flag.count() - flag.nunique()}
+    found = flags.agg(**asked).to_pyarrow().to_pylist()[0]
+    return {name: (found[f"count_{i}"] or 0, sorted(found.get(f"first_{i}") or [])) for i, name in enumerate(columns)} | {"": (found["rows"], [])}
 
 
 def _count_partitions(rule: dict[str, Any], tables: Mapping[str, ir.Table]) -> dict[str, Any]:
