@@ -141,7 +141,7 @@ def found_at(
     "For each cut: rows looked at (lowest quality first), precision, recall, and lift (precision over the planted share)."
     order, total, scores = np.argsort(quality, kind="stable"), int(planted.sum()), []
     for cut in cuts:
-        looked = max(1, round(cut * total))
+        looked = min(len(planted), max(1, round(cut * total)))
         hits = int(planted[order[:looked]].sum())
         scores.append({"cut": cut, "rows": looked, "precision": hits / looked, "recall": hits / total, "lift": hits / looked / planted.mean()})
     return scores
@@ -191,8 +191,8 @@ def near_pairs(
     encoding: Mapping[str, Any], # features/encoding.json
     reach: float, # the distance that is near
     seed: int, # of the directions
-    draws: int = 5, # sets of directions
-    beside: int = 8, # how far along the order to look
+    draws: int = 8, # sets of directions
+    beside: int = 12, # how far along the order to look
 ) -> tuple[np.ndarray, np.ndarray]:
     "The pairs of rows within reach, [P, 2], and their distances, [P]; of a crowd of copies, each row's pairs with some of the others."
     rng, reach, found = np.random.default_rng(seed), max(reach, 1e-5), []
