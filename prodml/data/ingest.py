@@ -276,6 +276,7 @@ def ingest(
                 there = ", ".join(sorted(item.name for item in folder.glob("*"))) or "nothing"
                 raise InputError(f"the table {name} is missing; {folder} holds {there}", "Put the file there, or name another in conf/data. The flights come with `prodml data fetch`.", file=path)
             _check_table(table, path)
+            _check_hash(table, path)
             out, part = aside / f"{name}.parquet", fraction if name == main else 1.0
             types[name] = ingest_feed(path, out, table, part) if path.is_dir() else ingest_parquet(path, out, table, part) if path.suffix == ".parquet" else ingest_csv(path, out, table, null_values, part)
         write_json(aside / "types.json", types)
@@ -283,7 +284,18 @@ def ingest(
 
 
 # What a table of conf/data may say: of any file, and of text.
-_ANY, _TEXT = ("file", "columns"), ("encoding", "delimiter", "decimal", "thousands", "time_format", "max_rejected_fraction")
+_ANY, _TEXT = ("file", "columns", "sha256"), ("encoding", "delimiter", "decimal", "thousands", "time_format", "max_rejected_fraction")
+
+
+def _check_hash(table: dict[str, Any], path: Path) -> None:
+    "A file that is pinned by its hash must be that file: a plain `dvc repro` would take a changed one on record."
+    declared = table.get("sha256")
+    if declared and path.is_file() and (actual := sha256_of(path)) != declared:
+        raise InputError(
+            f"the file is not the one that conf/data declares: its SHA-256 begins with {actual[:12]}, and {str(declared)[:12]} is declared",
+            "Bring the file back (`rm -r data && prodml data fetch`, or `dvc pull`), or, if it is meant to be another, declare its hash (tables.<table>.sha256) or none.",
+            file=path,
+        )
 
 
 def _check_table(table: dict[str, Any], path: Path) -> None:
