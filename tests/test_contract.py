@@ -112,7 +112,7 @@ def by_pandera(rules: list[dict], table: ibis.Table) -> dict[str, set[int]]:
     return found
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(columns=tables(), made=st.lists(rules(), min_size=1, max_size=5))
 def test_three_readers_give_one_verdict(columns, made):
     named = [rule | {"name": f"rule {number}"} for number, rule in enumerate(made)]
