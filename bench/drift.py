@@ -253,18 +253,18 @@ def main() -> None:
 
     prepare()
     tables = [pq.read_table(FOLDER / f"{half}.parquet") for half in HALVES]
-    # Each peer is held against our run with its own bins, the finding of their edges timed too; alibi-detect has none.
-    runs = {peer: ours(tables, edges_of, given.repeats) for peer, edges_of in (("evidently", evidently_edges), ("nannyml", nannyml_edges), ("alibi_detect", None))}
-    mine = {peer: answers for peer, (_, answers) in runs.items()} | {"evidently": evidently_answers(tables, runs["evidently"][1])}
     peers = {}
     for peer in PEERS:
         python = environment(peer)
+        # Held against our run with the peer's bins, right before it, so that both meet the same machine; alibi-detect has no bins.
+        own, mine = ours(tables, {"evidently": evidently_edges, "nannyml": nannyml_edges, "alibi_detect": None}[peer], given.repeats)
+        if peer == "evidently":
+            mine = evidently_answers(tables, mine)
         done = subprocess.run([str(python), __file__, "--peer", peer, "--repeats", str(given.repeats)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "", "NML_DISABLE_USAGE_LOGGING": "1"})
         if done.returncode:
             raise SystemExit(f"{peer} failed:\n{done.stderr[-3000:]}")
         answer = json.loads(done.stdout.strip().splitlines()[-1])
-        agreement = compare(peer, answer["answers"], mine[peer])
-        own = runs[peer][0]
+        agreement = compare(peer, answer["answers"], mine)
         times = {clock: answer["seconds"][clock] / own[clock] for clock in own}
         peers[peer] = {"packages": PEERS[peer], **answer["seconds"], "ours": own, "times_ours": times, "agreement": agreement, "not_comparable": DIFFERS[peer]}
         print(f"{peer}: {answer['seconds']['wall_s']:.2f} s against {own['wall_s']:.2f} s, {times['wall_s']:.1f} times ours by the clock and {times['cpu_s']:.1f} by processor time; largest differences", {measure: f"{item['largest_difference']:.0e}" for measure, item in agreement.items()})

@@ -220,7 +220,7 @@ def test_a_profile_names_nobody():
 
 
 def test_a_million_categories_stay_few_in_the_profile():
-    table = ibis.memtable(pa.table({"id": [f"n{i}" for i in range(200_000)], "kind": ["a", "b"] * 100_000, "half": ["1"] * 100_000 + ["2"] * 100_000}))
+    table = ibis.memtable(pa.table({"id": [f"n{i}" for i in range(1_000_000)], "kind": ["a", "b"] * 500_000, "half": ["1"] * 500_000 + ["2"] * 500_000}))
     lines = drift_within(table, "half", "1", {}, max_values=1000)
     assert [line["role"] for line in lines] == ["identifier", "feature"] and not any(line["alarms"] for line in lines)
     cells = reference_cells(table, {"id": ("category", "identifier")}, 100, 1000, 1)

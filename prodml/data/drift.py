@@ -234,6 +234,8 @@ def multivariate_drift(
 ) -> dict[str, Any]:
     "{classifier: see `classifier_test`, mmd: see `stats.drift.mmd`}, over the columns that are features; the discrepancy takes numbers only."
     watched = [cell for cell in cells if cell.role == "feature"]
+    if not watched:
+        raise InputError("no column is a feature", "Give fewer columns another role in conf/data (roles).")
     labels = np.arange(len(reference) + len(current)) >= len(reference)
     both = pa.concat_tables([reference, current])
     rows, blocks = _matrix(both, watched), both["block"].to_numpy()
@@ -312,12 +314,20 @@ def drift_report(
     months, by_month = tally_periods(rows, cells, "month")
     monthly = drift_lines(cells, tallies[reference], by_month, months) if months != [""] else []
     samples = {name: sampled_rows(rows.filter(rows.split == name), multivariate["rows"]) for name in names}
-    together = {name: multivariate_drift(samples[reference], samples[name], cells, multivariate["classifier"], multivariate["mmd_rows"], multivariate["permutations"], seed) for name in others}
+    together = {name: _together(samples[reference], samples[name], cells, multivariate, seed) for name in others}
     report = {
         "reference": reference, "rows": {name: int(tally.rows[0]) for name, tally in tallies.items()},
         "splits": with_alarms(splits, level, columns), "months": with_alarms(monthly, level, columns), "together": together,
     }
     return {**report, "alarms": alarms_of(report, level, floors["classifier"])}, cells, tallies
+
+
+def _together(reference: pa.Table, current: pa.Table, cells: list[Cells], settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    "What `multivariate_drift` says, or under `left_out` why it cannot: a split of three days is no reason to stop the run."
+    try:
+        return multivariate_drift(reference, current, cells, settings["classifier"], settings["mmd_rows"], settings["permutations"], seed)
+    except InputError as error:
+        return {"left_out": str(error)}
 
 
 def _one(tally: Tally, place: int) -> Tally:
@@ -333,7 +343,7 @@ def alarms_of(
     "The verdict on the splits: period, column (None for all together), check, effect and p, the largest effects of each check first."
     found = [{"period": line["period"], "column": line["column"], **alarm} for line in report["splits"] for alarm in line["alarms"]]
     for period, both in report["together"].items():
-        told = both["classifier"]
+        told = both.get("classifier", {"p": 1.0})
         if told["p"] <= level and told["roc_auc"] >= floor:
             found.append({"period": period, "column": None, "check": "classifier", "effect": told["roc_auc"], "floor": floor, "adjusted_p": told["p"]})
     return sorted(found, key=lambda alarm: (alarm["check"], -abs(alarm["effect"]), alarm["period"], str(alarm["column"])))
