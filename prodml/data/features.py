@@ -298,12 +298,12 @@ def write_splits(
     for number, name in enumerate(SPLITS):
         write_batches(folder / f"{name}.parquet", _rows_of(file, part, number, kept, split))
     encoding = fit_encoding(folder / "train.parquet", list(kept), target, features["min_category_rows"])
-    splits = {name: ibis.read_parquet(folder / f"{name}.parquet") for name in SPLITS}
-    rules = features.get("imputation", [])
-    write_json(folder / "encoding.json", with_imputation(encoding, splits["train"], rules, kinds))
     report = {"rows": np.bincount(part, minlength=3).tolist(), "positive": [int(label[part == n].sum()) for n in range(3)], "kinds": kinds}
-    if rules:
-        report["imputed"] = imputed_cells(splits, rules, kinds)
+    if rules := features.get("imputation"):
+        written = read_tables(folder)
+        encoding = with_imputation(encoding, written["train"], rules, kinds)
+        report["imputed"] = imputed_cells({name: written[name] for name in SPLITS}, rules, kinds)
+    write_json(folder / "encoding.json", encoding)
     write_json(folder / "report.json", report)
     return report
 

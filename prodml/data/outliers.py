@@ -53,7 +53,7 @@ def _quartiles(rows: ir.Table) -> tuple[float | None, float | None, float | None
     found = rows.aggregate(**parts).to_pyarrow().to_pylist()[0]
     return found["lower"], found["middle"], found["upper"]
 
-# %% ../../nbs/1_data/06_outliers.ipynb #70de910b
+# %% ../../nbs/1_data/06_outliers.ipynb #53e909b2
 REPAIRS = ("blank", "clip")
 
 
@@ -90,7 +90,9 @@ def bounded(
         column, (low, high) = table[name], rule_limits(table, rule, name)
         if column.type().is_integer(): # the outermost whole numbers that are allowed
             low, high = (ends(end) if math.isfinite(end) else end for ends, end in ((math.ceil, low), (math.floor, high)))
-        ends = ([(column < low, low)] if low > -math.inf else []) + ([(column > high, high)] if high < math.inf else [])
+        # DuckDB has NaN, which is a missing value, above all numbers.
+        number = column.nullif(float("nan")) if column.type().is_floating() else column
+        ends = ([(number < low, low)] if low > -math.inf else []) + ([(number > high, high)] if high < math.inf else [])
         null = ibis.null(column.type())
         changed[name] = ibis.cases(*((beyond, null if rule["repair"] == "blank" else ibis.literal(end).cast(column.type())) for beyond, end in ends), else_=column)
     return table.mutate(**changed)
