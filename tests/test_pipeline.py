@@ -98,7 +98,7 @@ def test_only_the_last_look_reads_the_test_rows():
 
 
 def test_the_stages_read_like_a_sentence():
-    order = [name for name in STAGES if name not in ("reference", "leaks")]
+    order = [name for name in STAGES if name not in ("reference", "leaks", "incremental")]
     assert order == ["export", "ingest", "validate", "clean", "features", "train", "prune", "quantize", "evaluate", "bundle", "measure"]
 
 
