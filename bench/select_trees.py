@@ -34,9 +34,9 @@ CANDIDATES = {
 }
 
 
-def settings_of(name: str) -> tuple[dict, int]:
+def settings_of(name: str, conf: dict) -> tuple[dict, int]:
     """LightGBM's parameters and the number of trees of a candidate."""
-    conf, change = compose()["reference"], CANDIDATES[name]
+    change = CANDIDATES[name]
     if change is None:
         return {}, 100
     changed = {**conf["trees"], "rounds": conf["rounds"], **change}
@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--months", nargs="+", default=["2013-07", "2013-08", "2013-09", "2013-10"])
     parser.add_argument("--seeds", type=int, default=2)
     given = parser.parse_args()
-    table, threads = labelled_rows(), compose()["device"]["threads"]
+    settings = compose()  # once: conf/ may change while this runs
+    table, threads = labelled_rows(), settings["device"]["threads"]
     answers: dict[str, list[np.ndarray]] = {name: [] for name in CANDIDATES}
     labels, days = [], []
     with progress(total=len(given.months) * len(CANDIDATES) * given.seeds, desc="trees") as bar:
@@ -59,7 +60,7 @@ def main() -> None:
             labels.append(scored.labels.numpy())
             days.append(scored.blocks)
             for name in CANDIDATES:
-                trees, rounds = settings_of(name)
+                trees, rounds = settings_of(name, settings["reference"])
                 seeds = []
                 for seed in range(given.seeds):
                     seeds.append(predict_lightgbm(fit_lightgbm(training, encoding, trees, rounds, seed, threads), scored, threads))

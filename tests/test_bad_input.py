@@ -151,3 +151,33 @@ def test_a_split_with_one_class(tmp_path):
 
 def test_a_rule_on_a_column_that_is_not_there(tmp_path):
     stopped(tmp_path, "validate", "column agee", "renamed to 'age'", people=people(), rules=[{**RULES[0], "columns": ["agee"]}])
+
+
+@pytest.mark.parametrize("split, sentence", [
+    ({**SPLIT, "column": "town"}, "column town: the column to split by holds string, and no times"),
+    ({**SPLIT, "test_from": "april"}, "data.split has a moment that is no time"),
+    ({"by": "time", "column": "since", "test_from": "2020-04-01"}, "data.split lacks the key validation_from"),
+    ({**SPLIT, "validaton_from": "2020-03-01"}, "has the unknown key validaton_from. Is validation_from meant?"),
+    ({"by": "random", "validation": 0.6, "test": 0.5, "seed": 0}, "leave rows for training"),
+    ({"by": "month"}, "a split by 'month' is not known"),
+])
+def test_a_split_that_makes_no_sense(tmp_path, split, sentence):
+    stopped(tmp_path, "features", sentence, people=people(), split=split)
+
+
+@pytest.mark.parametrize("features, sentence", [
+    ({**FEATURES, "max_categorys": 5}, "has the unknown key max_categorys. Is max_categories meant?"),
+    ({**FEATURES, "max_categories": "many"}, "data.features.max_categories is 'many'"),
+    ({**FEATURES, "module": "trains"}, "there is no prodml.data.trains"),
+])
+def test_feature_settings_that_make_no_sense(tmp_path, features, sentence):
+    stopped(tmp_path, "features", sentence, people=people(), features=features)
+
+
+def test_numbers_that_no_network_can_hold(tmp_path):
+    stopped(tmp_path, "features", "column age", "too large", people=people().assign(age=lambda t: t.age * 1e300), rules=[])
+
+
+def test_a_declared_number_without_a_value(tmp_path):
+    bad = people().assign(empty=np.where(people().since < "2020-04-01", None, 1.0))
+    stopped(tmp_path, "features", "column empty: no training row has a value", people=bad, features={**FEATURES, "kinds": {"empty": "number"}})

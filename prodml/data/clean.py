@@ -26,25 +26,10 @@ from ..core.errors import InputError
 from ..core.files import artifact, write_json, written_folder
 from .contract import breaks, kind_of, present, repeats
 from .ingest import require_columns, write_batches
+from .outliers import bounded
 from .validate import read_tables, write_table
 
 # %% ../../nbs/1_data/05_clean.ipynb #d613dc58
-def _limits(rule: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    sides = [(side, rule[side]) for side in ("above", "below") if side in rule]
-    if not sides:
-        raise InputError(f"the repair {rule['name']!r} needs `above` or `below`", "Give the limit.", file="conf/data")
-    return sides
-
-
-def _moved(table: ir.Table, rule: Mapping[str, Any], to_limit: bool) -> ir.Table:
-    changed = {}
-    for name in rule["columns"]:
-        column = table[name]
-        sides = [((column > limit) if side == "above" else (column < limit), ibis.literal(limit).cast(column.type()) if to_limit else ibis.null(column.type())) for side, limit in _limits(rule)]
-        changed[name] = ibis.cases(*sides, else_=column)
-    return table.mutate(**changed)
-
-
 def _replace(table: ir.Table, rule: Mapping[str, Any]) -> ir.Table:
     return table.mutate(**{name: (table[name] == rule["value"]).fill_null(False).ifelse(rule["by"], table[name]).cast(table[name].type()) for name in rule["columns"]})
 
@@ -135,7 +120,7 @@ _EPOCH = datetime.datetime(1970, 1, 1)
 
 # %% ../../nbs/1_data/05_clean.ipynb #a39c1232
 CELL_REPAIRS: dict[str, Callable[[ir.Table, Mapping[str, Any]], ir.Table]] = {
-    "replace": _replace, "blank": lambda table, rule: _moved(table, rule, False), "clip": lambda table, rule: _moved(table, rule, True),
+    "replace": _replace, "blank": bounded, "clip": bounded,
     "constant": _constant, "forward_fill": _forward_fill, "rekey": _rekey,
 }
 
@@ -173,8 +158,9 @@ def removal_reason(
     return f"breaks {where['rule']} of {', '.join(where['columns'])}" + (f" ({more})" if more else "")
 
 # %% ../../nbs/1_data/05_clean.ipynb #18bd5a22
+_LIMITS = ("above", "below", "limits", "k", "measured")
 _KEYS = {
-    "replace": (("value", "by"), ()), "blank": ((), ("above", "below")), "clip": ((), ("above", "below")), "constant": (("value",), ()),
+    "replace": (("value", "by"), ()), "blank": ((), _LIMITS), "clip": ((), _LIMITS), "constant": (("value",), ()),
     "forward_fill": (("order",), ("by", "max_rows", "max_minutes")), "rekey": (("local", "timezone"), ("by",)), "deduplicate": ((), ("keep",)), "drop_rows": (("where",), ()), "drop_columns": ((), ()),
 }
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'EXAMPLE_PARTITIONS', 'TABLE_KINDS', 'REJECTED', 'MEMORY_LIMIT', 'count_breaks', 'stop_past_tolerance',
-           'split_rejected', 'write_rejected', 'missing_by_month', 'target_label', 'check_target', 'read_tables',
-           'write_table', 'validate']
+           'split_rejected', 'write_rejected', 'missing_by_month', 'Target', 'target_label', 'check_target',
+           'read_tables', 'write_table', 'validate']
 
 # %% ../../nbs/1_data/04_validate.ipynb #e9870553
 import datetime
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.config import configured
+from ..core.config import configured, read_settings
 from ..core.errors import InputError
 from ..core.files import artifact, write_json, written_folder
 from .contract import age, breaks, check_rules, key_digest, kind_of, partitions, present
@@ -169,20 +170,35 @@ def missing_by_month(
     return {row.pop("month_"): row for row in shares}
 
 # %% ../../nbs/1_data/04_validate.ipynb #458f20c8
+@dataclass(frozen=True)
+class Target:
+    "What is predicted, as conf/data declares it: one of `positive` and `at_least`."
+    column: str # of the main table
+    positive: str | int | float | bool | None = None # the value that means yes
+    at_least: int | float | None = None # the number from which the answer is yes
+
+
 def target_label(
     table: ir.Table, # the main table
     target: dict[str, Any], # {column, positive} or {column, at_least}, as conf/data gives it
 ) -> ir.IntegerColumn:
     "1, 0 or null (no label) for each row; InputError if the target's declaration does not fit the column."
-    require_columns(list(table.columns), [target["column"]], "target")
-    column = table[target["column"]]
-    if ("positive" in target) == ("at_least" in target):
-        raise InputError("a target needs either `positive` or `at_least`", "Give one of them in conf/data (target).", column=target["column"])
-    if "at_least" in target:
-        if not column.type().is_numeric():
-            raise InputError(f"at_least needs a number, and the column is {column.type()}", "Give `positive`, or another column.", column=target["column"])
-        return (column >= target["at_least"]).cast("int64")
-    return (column.cast("string") == str(target["positive"])).cast("int64")
+    asked = read_settings(Target, target, "data.target")
+    require_columns([name for name in table.columns if name != "source_row"], [asked.column], "data.target")
+    column = table[asked.column]
+    if (asked.positive is None) == (asked.at_least is None):
+        raise InputError("a target needs either `positive` or `at_least`", "Give one of them in conf/data (target).", column=asked.column)
+    if asked.at_least is not None and not column.type().is_numeric():
+        raise InputError(f"at_least needs a number, and the column is {column.type()}", "Give `positive`, or another column.", column=asked.column)
+    return (_is_positive(column, asked.positive) if asked.at_least is None else column >= asked.at_least).cast("int64")
+
+
+def _is_positive(column: ir.Column, positive: str | int | float | bool) -> ir.BooleanColumn:
+    "A number is compared as a number, so that 1 is 1.0; yes and no of a truth value in any case; else text with text."
+    if isinstance(positive, (bool, int, float)) and column.type().is_numeric():
+        return column == (int(positive) if isinstance(positive, bool) else positive)
+    text = column.cast("string")
+    return text.lower() == str(positive).lower() if isinstance(positive, bool) else text == str(positive)
 
 # %% ../../nbs/1_data/04_validate.ipynb #d205b7d8
 def check_target(
@@ -196,9 +212,9 @@ def check_target(
         values = [value for value in table.select(value=column).distinct().order_by("value").limit(20).value.to_pyarrow().to_pylist() if value is not None]
         if len(values) > 2:
             raise InputError(f"the target is not binary: it has the values {', '.join(values[:6])}{' and more' if len(values) > 6 else ''}", "Choose a column of two values, or a number with `at_least`.", column=target["column"])
-        if str(target["positive"]) not in values:
-            raise InputError(f"no row has the positive value {target['positive']!r}; values are {', '.join(values)}", "Correct target.positive in conf/data.", column=target["column"])
     counts = {row["label"]: row["rows"] for row in table.select(label=label).group_by("label").agg(rows=ibis._.count()).to_pyarrow().to_pylist()}
+    if "positive" in target and not counts.get(1):
+        raise InputError(f"no row has the positive value {target['positive']!r}; values are {', '.join(values)}", "Correct target.positive in conf/data.", column=target["column"])
     if not (counts.get(0) and counts.get(1)):
         raise InputError(f"the target has one class: {counts.get(1, 0):,} rows with label 1 and {counts.get(0, 0):,} with label 0", "A model needs rows of both. Look at the target and at what was filtered before.", column=target["column"])
     return {"positive": counts[1], "negative": counts[0], "unlabelled": counts.get(None, 0)}
