@@ -1,5 +1,6 @@
 """Each kind of bad input stops at the stage that should notice, and the sentence says where, what and what to do."""
 
+import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -180,4 +181,7 @@ def test_numbers_that_no_network_can_hold(tmp_path):
 
 def test_a_declared_number_without_a_value(tmp_path):
     bad = people().assign(empty=np.where(people().since < "2020-04-01", None, 1.0))
-    stopped(tmp_path, "features", "column empty: no training row has a value", people=bad, features={**FEATURES, "kinds": {"empty": "number"}})
+    report = run_data_floor(tmp_path, bad, features={**FEATURES, "kinds": {"empty": "number"}})
+    assert report["kinds"]["empty"] == ("number", "declared")
+    described = json.loads((tmp_path / "features" / "encoding.json").read_text())["numeric"]
+    assert {"name": "empty", "mean": 0.0, "std": 1.0, "missing": True} in described

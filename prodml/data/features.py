@@ -311,8 +311,8 @@ def _moments(file: pq.ParquetFile, name: str) -> dict[str, Any]:
     def values() -> Iterator[np.ndarray]:
         return (column.to_numpy().astype(np.float64) for column in _columns(file, name))
     count = sum(map(len, _columns(file, name)))
-    if not count:
-        raise InputError("no training row has a value", "Declare the column as drop (features.kinds in conf/data).", column=name)
+    if not count: # a person declared it a number: it goes through as missing everywhere, and its later values as they are
+        return {"mean": 0.0, "std": 1.0, "missing": True}
     mean = pairwise_sum(taken_from(values()), count) / count
     if not math.isfinite(mean):
         raise InputError(_TOO_LARGE[0], _TOO_LARGE[1], column=name)
