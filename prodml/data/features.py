@@ -386,6 +386,11 @@ def _blocks(split_by: pa.ChunkedArray, split: dict[str, Any], start: int) -> dic
     return {"block": pc.cast(days, pa.int32()), "month": pc.strftime(days, "%Y-%m")}
 
 # %% ../../nbs/1_data/10_features.ipynb #5549ca2e
+def _write_features(path: Path, slices: list[ir.Table]) -> None:
+    "Write slice after slice. The engine goes with the slices, so that its memory is free again when the splits are cut."
+    write_batches(path, (batch for table in progress(slices, desc="features") for batch in table.order_by("key").to_pyarrow_batches(chunk_size=131_072)))
+
+
 @dataclass(frozen=True)
 class FeatureSettings:
     "Where features come from and what becomes of their columns; `data.features` of the settings."
@@ -409,10 +414,9 @@ def make_features(
     "Compute the features and write the splits and the encoding; the report is returned. InputError as the data deserves."
     read_settings(FeatureSettings, features, "data.features")
     read_settings(Split, split, "data.split")
-    slices = feature_slices(read_tables(source), main, target, features, split)
     with written_folder(target_folder) as folder:
         everything = folder / "all.parquet"
-        write_batches(everything, (batch for table in progress(slices, desc="features") for batch in table.order_by("key").to_pyarrow_batches(chunk_size=131_072)))
+        _write_features(everything, feature_slices(read_tables(source), main, target, features, split))
         report = write_splits(everything, folder, target, features, split)
         everything.unlink()
     return report
