@@ -397,7 +397,7 @@ class FeatureSettings:
     module: str | None = None # the module of prodml.data that makes them; null takes the columns as they are
     options: dict = field(default_factory=dict) # of the module
     kinds: dict[str, str] = field(default_factory=dict) # column -> number, category or drop
-    slice_rows: int = 100_000 # about how many rows are worked on at a time
+    slice_rows: int = 50_000 # about how many rows are worked on at a time
     max_categories: int = 1000 # a text column with more values is an identifier
     min_category_rows: int = 5 # a value seen less often counts as unknown
     imputation: list = field(default_factory=list) # rules, see the notebook on imputation
