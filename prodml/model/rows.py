@@ -122,7 +122,7 @@ class StreamedRows:
         groups: Sequence[int], # which groups of rows
     ) -> Rows:
         "The rows of some groups, in that order."
-        names = ["key", "block", "month", "label", *(column["name"] for column in (*self.encoding["numeric"], *self.encoding["categorical"]))]
+        names = ["key", "block", "month", "label", *input_names(self.encoding)]
         with pq.ParquetFile(self.path) as file:
             read = [_as_rows(file.read_row_group(group, columns=names), self.encoding, self.labels.device) for group in groups]
         if len(read) == 1:
