@@ -340,7 +340,12 @@ def make_features(
     slices = feature_slices(read_tables(source), main, target, features, split)
     with written_folder(target_folder) as folder:
         everything = folder / "all.parquet"
-        write_batches(everything, (batch for table in progress(slices, desc="features") for batch in table.order_by("key").to_pyarrow_batches(chunk_size=131_072)))
+        write_batches(everything, (batch for table in progress(slices, desc="features") for batch in _in_order(table)))
+        if len(slices) > 1: # nothing shall depend on where the slices were cut
+            write_batches(everything, _in_order(read_tables(folder)["all"]))
         report = write_splits(everything, folder, target, features, split)
         everything.unlink()
     return report
+
+def _in_order(table: ir.Table) -> Iterator[pa.RecordBatch]:
+    return table.order_by("key").to_pyarrow_batches(chunk_size=131_072)

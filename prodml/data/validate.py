@@ -163,7 +163,7 @@ import tempfile
 import weakref
 
 # Of DuckDB alone: Python, Arrow and what is being written come on top, and all of a stage should stay below 2 GiB.
-MEMORY_LIMIT = "1GB"
+MEMORY_LIMIT = "800MB"
 
 # %% ../../nbs/1_data/04_validate.ipynb #6a0678e4
 def read_tables(
