@@ -30,17 +30,17 @@ def data() -> dict:
 
 @pytest.fixture(scope="module")
 def tables(root, data, tmp_path_factory):
-    """Four months of the raw tables, across the spring change of clock."""
+    """Three months of the raw tables, across the spring change of clock."""
     folder = tmp_path_factory.mktemp("raw") / "ingest"
     ingest(root / "data", data["tables"], folder, data["null_values"], "flights", 1.0)
     loaded = read_tables(folder)
-    return {**loaded, "flights": loaded["flights"].filter(loaded["flights"].month <= 4)}
+    return {**loaded, "flights": loaded["flights"].filter(loaded["flights"].month <= 3)}
 
 
 def test_features_in_slices_are_the_features(tables, data):
-    """Slices of 25,000 rows, so that all but the first begin in the middle of a look back of 28 days."""
+    """Slices of 20,000 rows, so that all but the first begin in the middle of a look back of 28 days."""
     whole = build_features(tables, "flights", data["target"], data["features"], data["split"]).order_by("key").to_pyarrow()
-    slices = feature_slices(tables, "flights", data["target"], {**data["features"], "slice_rows": 25_000}, data["split"])
+    slices = feature_slices(tables, "flights", data["target"], {**data["features"], "slice_rows": 20_000}, data["split"])
     assert len(slices) > 3
     pieces = pa.concat_tables([piece.to_pyarrow() for piece in slices]).sort_by("key")
     assert pieces.equals(whole)
@@ -48,7 +48,7 @@ def test_features_in_slices_are_the_features(tables, data):
 
 def test_a_lookback_that_is_too_short_would_be_seen(tables, data, monkeypatch):
     monkeypatch.setattr(flights, "LOOKBACK_DAYS", 20)
-    settings = {**data["features"], "slice_rows": 25_000}
+    settings = {**data["features"], "slice_rows": 20_000}
     short = feature_slices(tables, "flights", data["target"], settings, data["split"])[2].order_by("key").to_pyarrow()
     monkeypatch.undo()
     right = feature_slices(tables, "flights", data["target"], settings, data["split"])[2].order_by("key").to_pyarrow()
