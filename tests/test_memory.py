@@ -1,7 +1,8 @@
-"""What is computed in pieces is what is computed at once, and what is read from disk is what lies in memory."""
+"""What streams computes what the whole would: features in slices, sums, splits, training from disk."""
 
-from pathlib import Path
+import json
 
+import ibis
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,96 +10,145 @@ import pytest
 import torch
 
 from prodml.core.config import compose
+from prodml.core.errors import InputError
 from prodml.data import flights
-from prodml.data.clean import clean
-from prodml.data.features import feature_slices
-from prodml.data.ingest import ingest, write_batches
+from prodml.data.features import build_features, feature_slices, fit_encoding, slice_starts, write_splits
+from prodml.data.ingest import ingest
 from prodml.data.validate import read_tables
+from prodml.model.checkpoint import save_state
+from prodml.model.device import set_determinism
 from prodml.model.networks import build_network
-from prodml.model.rows import StreamedRows, load_rows, made_up_rows, open_rows
-from prodml.model.train import TrainSettings, predict, train
-from prodml.stats.scores import roc_auc
+from prodml.model.rows import Rows, StreamedRows, load_rows, open_rows
+from prodml.model.train import TrainSettings, Trainer, predict_logits, train
 
 
 @pytest.fixture(scope="module")
-def autumn(root, tmp_path_factory):
-    """Three weeks of the real tables around the autumn change of clock, cleaned; and the settings."""
-    data = compose(["data=flights"])["data"]
-    folder = tmp_path_factory.mktemp("autumn")
-    ingest(root / "data", data["tables"], folder / "ingest", data["null_values"], "flights", 1.0)
-    tables = read_tables(folder / "ingest")
-    some = {name: table for name, table in tables.items() if name != "flights"}
-    month, day = tables["flights"].month, tables["flights"].day
-    some["flights"] = tables["flights"].filter(((month == 10) & (day >= 20)) | ((month == 11) & (day <= 9)))
-    for name, table in some.items():
-        write_batches(folder / "validate" / f"{name}.parquet", table.order_by("source_row").to_pyarrow_batches())
-    clean(folder / "validate", folder / "clean", data["repairs"])
-    return folder / "clean", data
-
-
-def features_made(autumn, rows: int) -> tuple[int, pa.Table]:
-    """How many slices of about so many rows there are, and their features, sorted by key."""
-    source, data = autumn
-    slices = feature_slices(read_tables(source), data["main"], data["target"], {**data["features"], "slice_rows": rows}, data["split"])
-    return len(slices), pa.concat_tables([table.to_pyarrow() for table in slices]).sort_by("key")
+def data() -> dict:
+    """The settings of the flights."""
+    return compose(["data=flights"])["data"]
 
 
 @pytest.fixture(scope="module")
-def at_once(autumn):
-    slices, whole = features_made(autumn, 10**9)
-    assert slices == 1 and len(whole) > 15_000
-    return whole
+def tables(root, data, tmp_path_factory):
+    """Three months of the raw tables, across the spring change of clock."""
+    folder = tmp_path_factory.mktemp("raw") / "ingest"
+    ingest(root / "data", data["tables"], folder, data["null_values"], "flights", 1.0)
+    loaded = read_tables(folder)
+    return {**loaded, "flights": loaded["flights"].filter(loaded["flights"].month <= 3)}
 
 
-def test_features_in_slices_are_features_at_once(autumn, at_once):
-    """To the bit, whatever the slices; only the order of rows may differ where a slice ends."""
-    slices, pieces = features_made(autumn, 6000)
-    assert slices >= 3 and pieces.equals(at_once)
+def test_features_in_slices_are_the_features(tables, data):
+    """Slices of 20,000 rows, so that all but the first begin in the middle of a look back of 28 days."""
+    whole = build_features(tables, "flights", data["target"], data["features"], data["split"]).order_by("key").to_pyarrow()
+    slices = list(feature_slices(tables, "flights", data["target"], {**data["features"], "slice_rows": 20_000}, data["split"]))
+    assert len(slices) > 3
+    pieces = pa.concat_tables([piece.to_pyarrow() for piece in slices]).sort_by("key")
+    assert pieces.equals(whole)
 
 
-def test_a_slice_that_looks_back_too_little_would_be_seen(autumn, at_once, monkeypatch):
-    monkeypatch.setattr(flights, "LOOKBACK_DAYS", 1)
-    slices, short = features_made(autumn, 10_000)
-    assert slices >= 2 and len(short) == len(at_once) and not short.equals(at_once)
+def test_a_lookback_that_is_too_short_would_be_seen(tables, data, monkeypatch):
+    monkeypatch.setattr(flights, "LOOKBACK_DAYS", 20)
+    settings = {**data["features"], "slice_rows": 20_000}
+    short = list(feature_slices(tables, "flights", data["target"], settings, data["split"]))[2].order_by("key").to_pyarrow()
+    monkeypatch.undo()
+    right = list(feature_slices(tables, "flights", data["target"], settings, data["split"]))[2].order_by("key").to_pyarrow()
+    assert short.num_rows == right.num_rows and not short.equals(right)
 
 
-def written_rows(path: Path, count: int, group: int) -> dict:
-    """Made-up rows as a feature table in groups of rows, and their encoding."""
-    rows, encoding = made_up_rows(count)
-    words = np.array([None, *encoding["categorical"][0]["vocabulary"]], object)
-    numbers = [pa.array(column, pa.float32(), mask=np.isnan(column)) for column in rows.numbers.numpy().T]
-    table = pa.table({
-        "key": rows.keys, "block": rows.blocks, "month": rows.months.tolist(), "label": pa.array(rows.labels.numpy().astype(np.int8)),
-        "delay": numbers[0], "wind": numbers[1], "carrier": words[rows.codes[:, 0].numpy()].tolist(),
-    })
-    pq.write_table(table, path, row_group_size=group)
-    return encoding
+def test_duckdb_is_bounded_silent_and_cleans_up(tables, tmp_path):
+    pq.write_table(pa.table({"source_row": [1]}), tmp_path / "a.parquet")
+    table = read_tables(tmp_path)["a"]
+    backend = table._find_backend()
+    settings = dict(backend.raw_sql("select name, value from duckdb_settings() where name in ('memory_limit', 'temp_directory', 'enable_progress_bar')").fetchall())
+    assert settings["enable_progress_bar"] == "false" and "MiB" in settings["memory_limit"] and "prodml-spill-" in settings["temp_directory"]
 
 
-def test_streamed_rows_are_the_rows(tmp_path):
-    encoding = written_rows(tmp_path / "train.parquet", 5000, 700)
-    whole, streamed = load_rows(tmp_path / "train.parquet", encoding), open_rows(tmp_path / "train.parquet", encoding, "cpu", 1000)
-    assert isinstance(streamed, StreamedRows) and len(streamed) == 5000 and torch.equal(streamed.labels, whole.labels)
-    parts = list(streamed.parts())
-    assert len(parts) > 1
-    for name in ("numbers", "codes"):
-        assert torch.equal(torch.cat([getattr(part, name) for part in parts]).nan_to_num(-9), getattr(whole, name).nan_to_num(-9))
+def splits_file(path, count: int, group: int) -> None:
+    rng = np.random.default_rng(1)
+    days = np.datetime64("2020-01-01") + np.sort(rng.integers(0, 300, count))
+    pq.write_table(pa.table({
+        "key": np.arange(count), "split_by": pa.array(days.astype("datetime64[D]")), "label": rng.integers(0, 2, count),
+        "speed": pa.array(rng.lognormal(3, 2, count), mask=rng.random(count) < 0.1), "town": rng.choice(["a", "b", "c"], count), "id": [str(n) for n in range(count)],
+    }), path, row_group_size=group)
 
 
-def test_training_from_disk_learns_repeats_and_resumes(tmp_path):
-    encoding = written_rows(tmp_path / "train.parquet", 5000, 700)
-    whole, streamed = load_rows(tmp_path / "train.parquet", encoding), open_rows(tmp_path / "train.parquet", encoding, "cpu", 1000)
-    settings = TrainSettings(epochs=3, batch_size=128, learning_rate=0.01, checks_per_epoch=2)
+def test_splits_and_encoding_do_not_depend_on_the_pieces(tmp_path):
+    settings = {"kinds": {}, "max_categories": 10, "min_category_rows": 1}
+    split = {"by": "time", "column": "day", "validation_from": "2020-07-01", "test_from": "2020-09-01"}
+    reports = []
+    for group in (1000, 64_000):
+        folder = tmp_path / str(group)
+        folder.mkdir()
+        splits_file(folder / "all.parquet", 64_000, group)
+        reports.append(write_splits(folder / "all.parquet", folder, {"column": "late"}, settings, split))
+    assert reports[0] == reports[1] and reports[0]["kinds"]["id"] == ("drop", "an identifier: more than 10 values")
+    small, large = ({name: pq.read_table(tmp_path / group / f"{name}.parquet") for name in ("train", "validation", "test")} for group in ("1000", "64000"))
+    assert small == large
+    encodings = [json.loads((tmp_path / group / "encoding.json").read_text()) for group in ("1000", "64000")]
+    assert encodings[0] == encodings[1]
+    speed = large["train"]["speed"].drop_null().to_numpy().astype(np.float64)
+    assert encodings[0]["numeric"][0]["mean"] == speed.mean() and encodings[0]["numeric"][0]["std"] == speed.std(), "numpy's own bits"
 
-    def trained(rows, checkpoint=None):
-        torch.manual_seed(0)
-        network = build_network({"kind": "mlp", "hidden": [16]}, encoding)
-        train(network, rows, whole, settings, 0, checkpoint=checkpoint)
-        return network
 
-    first, again, in_memory = trained(streamed), trained(streamed), trained(whole)
-    for one, other in zip(first.state_dict().values(), again.state_dict().values()):
-        assert torch.equal(one, other)
-    assert np.array_equal(predict(first, whole), predict(first, streamed)), "asked in pieces or at once"
-    scores = [roc_auc(whole.labels.numpy(), predict(network, whole)) for network in (first, in_memory)]
-    assert min(scores) > 0.8 and abs(scores[0] - scores[1]) < 0.02
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A feature table in forty groups of rows, and its encoding."""
+    folder = tmp_path_factory.mktemp("rows")
+    rng = np.random.default_rng(0)
+    x, town = rng.permutation(np.linspace(-2, 2, 8000)).astype(np.float32), rng.choice(["a", "b"], 8000)
+    label = (rng.random(8000) < 1 / (1 + np.exp(-2 * x - (town == "a")))).astype(np.int8)
+    pq.write_table(pa.table({"key": np.arange(8000), "block": np.arange(8000, dtype=np.int32), "month": [""] * 8000, "label": label, "x": x, "town": town}), folder / "train.parquet", row_group_size=200)
+    return folder / "train.parquet", fit_encoding(folder / "train.parquet", ["x", "town"], {}, 1)
+
+
+SETTINGS = TrainSettings(epochs=2, batch_size=128, learning_rate=0.01, checks_per_epoch=3)
+
+
+def streamed_training(files, checkpoint=None, interrupt_after=None):
+    set_determinism(0, 1)
+    path, encoding = files
+    rows = open_rows(path, encoding, rows_in_memory=10)
+    network = build_network({"kind": "mlp", "hidden": [8]}, encoding, rows.numbers)
+    trainer = Trainer(network, rows, rows, SETTINGS)
+    if interrupt_after is not None:
+        for _ in range(interrupt_after):
+            trainer.leg()
+        save_state(checkpoint, *trainer.state())
+        return None, None
+    history = train(network, rows, rows, SETTINGS, checkpoint=checkpoint)
+    return network, history
+
+
+def test_an_epoch_from_disk_sees_every_row_once_and_mixes_them(files):
+    rows, whole = open_rows(*files, rows_in_memory=10), load_rows(*files)
+    assert isinstance(rows, StreamedRows) and isinstance(open_rows(*files, rows_in_memory=8000), Rows)
+    trainer = Trainer(build_network({"kind": "logistic"}, files[1]), rows, rows, SETTINGS)
+    batches = list(trainer._batches(0, 0, trainer.batches))
+    assert len(batches) == 8000 // 128 and {len(batch[0]) for batch in batches} == {128}
+    seen = torch.cat([numbers[:, 0] for numbers, _, _ in batches])
+    assert len(seen) == 8000 // 128 * 128 and torch.isin(seen, whole.numbers[:, 0]).all() and len(seen.unique()) == len(seen)
+    place = {value: index for index, value in enumerate(whole.numbers[:, 0].tolist())}
+    for numbers, codes, targets in batches:
+        index = [place[value] for value in numbers[:, 0].tolist()]
+        assert torch.equal(codes, whole.codes[index]) and torch.equal(targets, whole.labels[index]), "a row keeps its label"
+    middle = list(trainer._batches(0, 20, 40))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(middle, batches[20:40], strict=True)), "a leg is the same whether or not it was begun with"
+    assert not torch.equal(next(trainer._batches(1, 0, 1))[0], batches[0][0]), "another epoch has another order"
+
+
+def test_training_from_disk_repeats_and_resumes(files, tmp_path):
+    network, history = streamed_training(files)
+    again, same = streamed_training(files)
+    assert history == same and history[-1]["validation_log_loss"] < 0.6
+    streamed_training(files, tmp_path / "state.safetensors", interrupt_after=4)
+    resumed, after = streamed_training(files, tmp_path / "state.safetensors")
+    assert after == history
+    for name, weight in network.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]) and torch.equal(weight, resumed.state_dict()[name]), name
+    torch.testing.assert_close(predict_logits(network, open_rows(*files, rows_in_memory=10)), predict_logits(network, load_rows(*files)))
+
+
+def test_rows_without_a_time_cannot_be_sliced():
+    table = ibis.memtable({"at": ["2020-01-01", "2020-01-02", None]}).mutate(at=ibis._["at"].cast("timestamp"))
+    with pytest.raises(InputError, match="rows without a time"):
+        slice_starts(table, "at", 1)

@@ -128,20 +128,19 @@ def feature_slices(
     target: dict[str, Any], # the target of conf/data
     features: dict[str, Any], # features of conf/data: module, options and slice_rows
     split: dict[str, Any], # split of conf/data
-) -> list[ir.Table]:
-    "What `build_features` gives, in slices of time if the module declares how far it looks; else in one piece."
+) -> Iterator[ir.Table]:
+    "What `build_features` gives, in slices of time if the module declares how far it looks; else in one piece. A slice is built when it is asked for."
     module = feature_module(features["module"]) if features["module"] else None
     times = getattr(module, "TIMES", {})
     starts = slice_starts(tables[main], times[main], features["slice_rows"], module.DAY_STARTS_AT) if main in times else []
     if len(starts) < 2:
-        return [build_features(tables, main, target, features, split)]
-    slices = []
+        yield build_features(tables, main, target, features, split)
+        return
     for first, last in zip(starts, [*starts[1:], None]):
         back = first - datetime.timedelta(days=module.LOOKBACK_DAYS)
         ahead = last and last + datetime.timedelta(days=module.LOOKAHEAD_DAYS)
         seen = {name: between(table, times[name], back, ahead) if name in times else table for name, table in tables.items()}
-        slices.append(build_features(seen, main, target, features, split, between(tables[main], times[main], first, last)))
-    return slices
+        yield build_features(seen, main, target, features, split, between(tables[main], times[main], first, last))
 
 # %% ../../nbs/1_data/10_features.ipynb #0f807602
 SPLITS = ("train", "validation", "test")
@@ -386,9 +385,17 @@ def _blocks(split_by: pa.ChunkedArray, split: dict[str, Any], start: int) -> dic
     return {"block": pc.cast(days, pa.int32()), "month": pc.strftime(days, "%Y-%m")}
 
 # %% ../../nbs/1_data/10_features.ipynb #5549ca2e
-def _write_features(path: Path, slices: list[ir.Table]) -> None:
-    "Write slice after slice. The engine goes with the slices, so that its memory is free again when the splits are cut."
-    write_batches(path, (batch for table in progress(slices, desc="features") for batch in table.order_by("key").to_pyarrow_batches(chunk_size=131_072)))
+def _write_features(path: Path, slices: Iterator[ir.Table]) -> None:
+    "Write slice after slice, then in the order of the keys. The engine goes with the slices: its memory is free when the splits are cut."
+    count = 0
+    def batches() -> Iterator[pa.RecordBatch]:
+        nonlocal count
+        for table in progress(slices, desc="features"):
+            count += 1
+            yield from _in_order(table)
+    write_batches(path, batches())
+    if count > 1: # nothing shall depend on where the slices were cut
+        write_batches(path, _in_order(read_tables(path.parent)[path.stem]))
 
 
 @dataclass(frozen=True)
@@ -420,3 +427,7 @@ def make_features(
         report = write_splits(everything, folder, target, features, split)
         everything.unlink()
     return report
+
+
+def _in_order(table: ir.Table) -> Iterator[pa.RecordBatch]:
+    return table.order_by("key").to_pyarrow_batches(chunk_size=131_072)

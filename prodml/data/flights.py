@@ -15,6 +15,7 @@ from typing import Any
 import holidays
 import ibis
 import ibis.expr.types as ir
+import numpy as np
 
 from .known import known_latest, known_sums
 
@@ -226,15 +227,15 @@ def calendar(
     "By `key`: weekday (0 is Monday, as text, since it is a category), days to and since the nearest public holiday, 0 to 10."
     days = sorted((day - _EPOCH).days for day in holidays.country_holidays(country, years=years))
     near = sorted({day + shift for day in days for shift in range(-10, 11)})
-    ahead = [min([other - day for other in days if 0 <= other - day <= 10], default=10) for day in near]
-    behind = [min([day - other for other in days if 0 <= day - other <= 10], default=10) for day in near]
+    place = np.searchsorted(days, near)
+    ahead, behind = ([int(min(gap, 10)) for gap in gaps] for gaps in (np.array([*days, _FAR])[place] - near, near - np.array([-_FAR, *days])[np.searchsorted(days, near, side="right")]))
     table = ibis.memtable({"day": near, "ahead": ahead, "behind": behind}, schema={"day": "int64", "ahead": "int8", "behind": "int8"})
     found = flights.select("key", "local_day").left_join(table, ibis._.local_day == table.day)
     weekday = ((found.local_day + 3) % 7).cast("string")
     return found.select("key", weekday=weekday, days_to_holiday=found.ahead.fill_null(10), days_since_holiday=found.behind.fill_null(10))
 
 
-_EPOCH = datetime.date(1970, 1, 1)
+_EPOCH, _FAR = datetime.date(1970, 1, 1), 10**9
 
 
 def plane_facts(
