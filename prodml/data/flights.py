@@ -227,8 +227,8 @@ def calendar(
     "By `key`: weekday (0 is Monday, as text, since it is a category), days to and since the nearest public holiday, 0 to 10."
     days = sorted((day - _EPOCH).days for day in holidays.country_holidays(country, years=years))
     near = sorted({day + shift for day in days for shift in range(-10, 11)})
-    place = np.searchsorted(days, near)
-    ahead, behind = ([int(min(gap, 10)) for gap in gaps] for gaps in (np.array([*days, _FAR])[place] - near, near - np.array([-_FAR, *days])[np.searchsorted(days, near, side="right")]))
+    nexts, lasts = np.array([*days, _FAR])[np.searchsorted(days, near)], np.array([-_FAR, *days])[np.searchsorted(days, near, side="right")]
+    ahead, behind = ([min(gap, 10) for gap in gaps.tolist()] for gaps in (nexts - near, near - lasts))
     table = ibis.memtable({"day": near, "ahead": ahead, "behind": behind}, schema={"day": "int64", "ahead": "int8", "behind": "int8"})
     found = flights.select("key", "local_day").left_join(table, ibis._.local_day == table.day)
     weekday = ((found.local_day + 3) % 7).cast("string")
