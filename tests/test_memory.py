@@ -152,3 +152,9 @@ def test_rows_without_a_time_cannot_be_sliced():
     table = ibis.memtable({"at": ["2020-01-01", "2020-01-02", None]}).mutate(at=ibis._["at"].cast("timestamp"))
     with pytest.raises(InputError, match="rows without a time"):
         slice_starts(table, "at", 1)
+
+
+def test_rows_on_disk_are_not_resampled(files):
+    rows = open_rows(*files, rows_in_memory=10)
+    with pytest.raises(InputError, match="rows that stay on disk cannot be resampled"):
+        Trainer(build_network({"kind": "logistic"}, files[1]), rows, rows, TrainSettings(epochs=1, batch_size=128, learning_rate=0.01, resample="over"))

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..bundle.encode import input_names
 from ..core.config import configured
 from ..core.errors import InputError
 from ..core.files import artifact, read_json, write_json, written_folder
@@ -283,8 +284,7 @@ def read_splits(
     splits: list[str], # names of the splits to read
 ) -> ir.Table:
     "The model's columns of all splits, with `split`, `month` and `block`; no label."
-    encoding = read_json(folder / "encoding.json")
-    names = [column["name"] for kind in ("numeric", "categorical") for column in encoding[kind]]
+    names = input_names(read_json(folder / "encoding.json"))
     connection = ibis.duckdb.connect()
     connection.raw_sql("SET enable_progress_bar = false")
     tables = [connection.read_parquet(folder / f"{split}.parquet").mutate(split=ibis.literal(split)) for split in splits]

@@ -214,8 +214,8 @@ def balanced_rows(
 
 
 def check_real(
-    rows: Rows, # rows to stop by, or to be judged by
+    rows: Rows | StreamedRows, # rows to stop by, or to be judged by
 ) -> None:
-    "InputError if one of the rows was made up."
-    if (rows.keys < 0).any():
+    "InputError if one of the rows was made up. Rows on disk are a feature table, which holds none."
+    if isinstance(rows, Rows) and (rows.keys < 0).any():
         raise InputError(f"{int((rows.keys < 0).sum()):,} rows are made up, and a model shall be judged by them", "Resample training rows only.", column="key")

@@ -348,6 +348,8 @@ def _resampled(rows: Rows, teacher_logits: Tensor | None, kind: str, seed: int) 
     "The rows with even classes, what the teacher says of them, and the offset of the logits."
     if teacher_logits is not None and kind == "smotenc":
         raise InputError("the teacher was not asked about rows that are made up", "Set `resample: none` in the fine-tuning of conf/prune, or train without a teacher.")
+    if isinstance(rows, StreamedRows):
+        raise InputError(f"rows that stay on disk cannot be resampled ({kind})", "Set `resample: none` in conf/train, or raise device.rows_in_memory.")
     rows, origin, shift = balanced_rows(rows, kind, "train", derived_seed(seed, 3))
     return rows, teacher_logits if teacher_logits is None else teacher_logits[torch.from_numpy(origin).to(teacher_logits.device)], shift
 
