@@ -1,5 +1,6 @@
 """What streams computes what the whole would: features in slices, sums, splits, training from disk."""
 
+import gc
 import json
 
 import ibis
@@ -11,7 +12,7 @@ import torch
 
 from prodml.core.config import compose
 from prodml.core.errors import InputError
-from prodml.data import flights
+from prodml.data import flights, validate
 from prodml.data.features import build_features, feature_slices, fit_encoding, slice_starts, write_splits
 from prodml.data.ingest import ingest
 from prodml.data.validate import read_tables
@@ -61,6 +62,18 @@ def test_duckdb_is_bounded_silent_and_cleans_up(tables, tmp_path):
     backend = table._find_backend()
     settings = dict(backend.raw_sql("select name, value from duckdb_settings() where name in ('memory_limit', 'temp_directory', 'enable_progress_bar')").fetchall())
     assert settings["enable_progress_bar"] == "false" and "MiB" in settings["memory_limit"] and "prodml-spill-" in settings["temp_directory"]
+
+
+def test_rows_that_were_spilled_are_read_to_the_end(tmp_path, monkeypatch):
+    """A sort larger than the limit, whose tables are out of sight while its rows are still being read."""
+    monkeypatch.setattr(validate, "MEMORY_LIMIT", "100MB")
+    rng = np.random.default_rng(0)
+    pq.write_table(pa.table({"source_row": rng.permutation(2_000_000), **{f"c{n}": rng.random(2_000_000) for n in range(8)}}), tmp_path / "a.parquet")
+    batches = read_tables(tmp_path)["a"].order_by("source_row").to_pyarrow_batches(chunk_size=100_000)
+    first = next(batches)
+    gc.collect()
+    rows = first["source_row"].to_pylist() + [row for batch in batches for row in batch["source_row"].to_pylist()]
+    assert rows == list(range(2_000_000))
 
 
 def splits_file(path, count: int, group: int) -> None:

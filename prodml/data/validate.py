@@ -220,9 +220,9 @@ def check_target(
     return {"positive": counts[1], "negative": counts[0], "unlabelled": counts.get(None, 0)}
 
 # %% ../../nbs/1_data/04_validate.ipynb #81482cf9
+import atexit
 import shutil
 import tempfile
-import weakref
 
 # Of DuckDB alone: Python, Arrow and what is being written come on top, and all of a stage should stay below 2 GiB.
 MEMORY_LIMIT = "768MB"
@@ -233,9 +233,10 @@ def read_tables(
 ) -> dict[str, ir.Table]:
     "The tables of a folder as Ibis tables on DuckDB, by name; it spills to disk what does not fit into MEMORY_LIMIT, and cleans up behind it."
     spill = tempfile.mkdtemp(prefix="prodml-spill-")
+    # DuckDB removes its files when the last cursor is closed, which may be long after the tables are out of sight; the folder goes when the process ends.
+    atexit.register(shutil.rmtree, spill, ignore_errors=True)
     connection = ibis.duckdb.connect(memory_limit=MEMORY_LIMIT, temp_directory=spill)
     connection.raw_sql("SET enable_progress_bar = false")
-    weakref.finalize(connection, shutil.rmtree, spill, ignore_errors=True)
     return {path.stem: connection.read_parquet(path, table_name=path.stem) for path in sorted(folder.glob("*.parquet"))}
 
 
