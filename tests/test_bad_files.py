@@ -314,16 +314,17 @@ def test_a_million_categories(tmp_path):
     validate(tmp_path / "out", tmp_path / "validate", tmp_path / "rejected", [], "t", TARGET)
     clean(tmp_path / "validate", tmp_path / "clean", [])
     split = {"by": "random", "validation": 0.2, "test": 0.2, "seed": 0}
-    assert make_features(tmp_path / "clean", tmp_path / "features", "t", TARGET, FEATURES, split)["kinds"]["id"] == ("drop", "an identifier: 600,000 values")
+    assert make_features(tmp_path / "clean", tmp_path / "features", "t", TARGET, FEATURES, split)["kinds"]["id"] == ("drop", "an identifier: more than 20 values")
 
 
 # Parquet
 
 
 def test_parquet_types(tmp_path):
-    zone = timezone(timedelta(hours=2))
+    # From the moment in UTC: how Arrow takes a datetime with a zone depends on what else was imported.
+    noon = int(datetime(2013, 1, 2, 12, tzinfo=timezone(timedelta(hours=2))).timestamp()) * 1_000_000
     table = pa.table({
-        "yes": [True, None], "day": [date(2013, 1, 2), None], "at": pa.array([datetime(2013, 1, 2, 12, tzinfo=zone), None], pa.timestamp("us", "+02:00")),
+        "yes": [True, None], "day": [date(2013, 1, 2), None], "at": pa.array([noon, None], pa.timestamp("us", "+02:00")),
         "price": pa.array([decimal.Decimal("1.50"), None], pa.decimal128(10, 2)), "word": pa.array(["a", None]).dictionary_encode(), "x": [float("nan"), 2.0],
     })
     first, second = ingested(tmp_path, table, name="t.parquet", columns={"price": "float"})
