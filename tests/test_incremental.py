@@ -1,5 +1,4 @@
-"""Going on with new rows: a fair memory, honest forgetting, and no look at the test rows."""
-
+"""Going on with new rows: a fair memory and honest forgetting."""
 
 import numpy as np
 import pyarrow as pa
