@@ -97,12 +97,12 @@ def _reading(table: ir.Table, local: list[str]) -> ir.IntegerColumn:
 
 def _rekey(table: ir.Table, rule: Mapping[str, Any]) -> ir.Table:
     read = table.mutate(local_=_reading(table, rule["local"]))
-    nth = ibis.row_number().over(group_by=[*rule.get("by", []), "local_"], order_by="source_row")
-    read = read.mutate(nth_=nth)
     ends = read.agg(first=read.local_.min(), last=read.local_.max()).to_pyarrow().to_pylist()[0]
     if ends["first"] is None:
         raise InputError(f"the repair {rule['name']!r} finds no clock reading", "Look at the columns under `local`.", file=rule["table"], column=", ".join(rule["local"]))
     changes = clock_changes(rule["timezone"], *(_EPOCH + datetime.timedelta(seconds=ends[end]) for end in ("first", "last")))
+    nth = ibis.row_number().over(group_by=[*rule.get("by", []), "local_"], order_by="source_row")
+    read = read.mutate(nth_=nth)
     starts = [int((moment - _EPOCH).total_seconds()) for moment, _ in changes]
     candidates = []
     for (_, offset), start, stop in zip(changes, starts, [*starts[1:], None]):

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from ..core.config import configured, read_settings
 from ..core.errors import InputError
 from ..core.files import artifact, write_json, written_folder
-from .contract import age, breaks, check_rules, key_digest, kind_of, partitions, present
+from .contract import age, breaks, check_rules, key_digest, kind_of, partitions, present, repeats
 from .ingest import require_columns, write_batches
 
 # %% ../../nbs/1_data/04_validate.ipynb #88f1bc66
@@ -56,8 +56,7 @@ def _count_rows(rules: list[dict[str, Any]], name: str, tables: Mapping[str, ir.
     table = tables[name]
     counts = _aggregated(table, {rule["name"]: key_digest(table, rule["columns"]) if rule["rule"] == "unique" else breaks(rule, tables) for rule in rules})
     # As many hashes as keys: no key occurs twice, which is nearly always so. Only where there are fewer are the keys themselves compared.
-    unsure = {rule["name"]: breaks(rule, tables) for rule in rules if rule["rule"] == "unique" and counts[rule["name"]][0]}
-    counts |= _aggregated(table, unsure) if unsure else {}
+    counts |= {rule["name"]: _repeated(table, rule["columns"]) for rule in rules if rule["rule"] == "unique" and counts[rule["name"]][0]}
     wanted = sorted({row for name, (_, first) in counts.items() if name for row in first})
     whole = {row["source_row"]: _plain(row) for row in table.filter(table.source_row.isin(wanted)).to_pyarrow().to_pylist()} if wanted else {}
     total = counts[""][0]
@@ -73,6 +72,13 @@ def _aggregated(table: ir.Table, columns: dict[str, ir.Column]) -> dict[str, tup
         asked |= {f"count_{i}": flag.sum(), f"first_{i}": _smallest(flags.source_row, EXAMPLES, where=flag)} if flag.type().is_boolean() else {f"count_{i}": flag.count() - flag.nunique()}
     found = flags.agg(**asked).to_pyarrow().to_pylist()[0]
     return {name: (found[f"count_{i}"] or 0, sorted(found.get(f"first_{i}") or [])) for i, name in enumerate(columns)} | {"": (found["rows"], [])}
+
+
+def _repeated(table: ir.Table, key: list[str]) -> tuple[int, list[int]]:
+    "How many rows have the key of a row before them, and the first."
+    rows = repeats(table, key).as_table()
+    found = rows.agg(rows=rows.count(), first=_smallest(rows.source_row, EXAMPLES)).to_pyarrow().to_pylist()[0]
+    return found["rows"], sorted(found["first"] or [])
 
 
 def _count_partitions(rule: dict[str, Any], tables: Mapping[str, ir.Table]) -> dict[str, Any]:
