@@ -26,7 +26,8 @@ from ..model.networks import load_network
 from ..model.reference import load_lightgbm, predict_lightgbm
 from ..model.rows import Rows, load_rows, made_up_rows
 from ..model.train import predict as predict_network
-from ..stats.bootstrap import non_inferiority, percentile_interval, resampled
+from ..stats.bootstrap import percentile_interval, resampled
+from ..stats.non_inferiority import non_inferiority
 from ..stats.scores import best_threshold, rank, reliability, roc_auc, scores
 
 # %% ../../nbs/3_trust/00_evaluate.ipynb #e2466982
@@ -163,7 +164,7 @@ def intervals(
         for score in INTERVAL_SCORES:
             (of_a, values_a), (of_b, values_b) = drawn[a, score], drawn[b, score]
             found = _rounded_interval(of_a - of_b, values_a - values_b, level)
-            verdict = "inconclusive" if found["low"] is None else non_inferiority(found, margins.get(score, 0.0), score)
+            verdict = "not resolved" if found["low"] is None else non_inferiority(found, margins.get(score, 0.0), score)
             differences[f"{a}-{b}"][score] = {**found, "verdict": verdict}
     return {"models": models, "differences": differences}
 
