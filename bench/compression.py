@@ -275,8 +275,22 @@ def trees_compiled():
     return Candidate("tl2cgen", library.stat().st_size, lambda rows: tl2cgen.DMatrix(tree_matrix(rows), dtype="float32"), lambda matrix: predictor.predict(matrix).ravel())
 
 
+def on_cuda() -> dict[str, tuple[str, str, Any]]:
+    """The dense and the pruned network in every form that a CUDA device here can run; none without one. Never run on a GPU here."""
+    import torch
+
+    from prodml.model.accelerators import NEEDS, accelerated, reason_against
+
+    if not torch.cuda.is_available():
+        return {}
+    place = torch.device("cuda")
+    forms = [form for form in NEEDS if not reason_against(form, place)]
+    stages = {"dense": "train", "pruned": "prune"}
+    return {f"{name} on the GPU, {form}": ("device", "project", lambda name=name, stage=stage, form=form: accelerated(artifacts(stage), place, name)[0][f"{name}_cuda_{form}"]) for name, stage in stages.items() for form in forms}
+
+
 def candidates() -> dict[str, tuple[str, str, Any]]:
-    """Per candidate what it is (dense, peer, ours, reference or floor), its environment, and what makes it."""
+    """Per candidate what it is (dense, peer, ours, device, reference or floor), its environment, and what makes it."""
     found = {
         "eager fp32": ("dense", "project", eager),
         "torch.compile": ("peer", "project", compiled),
@@ -302,7 +316,7 @@ def candidates() -> dict[str, tuple[str, str, Any]]:
         "logistic": ("reference", "project", logistic),
         "empty call": ("floor", "project", floor),
     }
-    return found
+    return found | on_cuda()
 
 
 # The workers: one process an environment; a line of JSON in, a line of JSON out.
@@ -551,10 +565,12 @@ def draw(table: dict[str, dict[str, Any]], path: Path) -> None:
     axis = figure.subplots()
     shown = {name: line for name, line in table.items() if line["kind"] != "floor"}
     dense = shown["eager fp32"]["roc_auc"]
-    marks = {"dense": ("s", 60), "peer": ("o", 45), "ours": ("*", 190), "reference": ("D", 38)}
-    labels = {"dense": "the network itself", "peer": "other tools on it", "ours": "prodml", "reference": "simpler models"}
+    marks = {"dense": ("s", 60), "peer": ("o", 45), "ours": ("*", 190), "device": ("v", 45), "reference": ("D", 38)}
+    labels = {"dense": "the network itself", "peer": "other tools on it", "ours": "prodml", "device": "on the GPU", "reference": "simpler models"}
     for kind, (mark, size) in marks.items():
         own = [line for line in shown.values() if line["kind"] == kind]
+        if not own:
+            continue
         points = axis.scatter(
             [line["size_bytes"] / 1e3 for line in own], [line["p50_us"] for line in own], c=[1e3 * (dense - line["roc_auc"]) for line in own],
             marker=mark, s=size, cmap="coolwarm", vmin=-10, vmax=10, edgecolors="black", linewidths=0.7, label=labels[kind], zorder=3,
@@ -597,7 +613,7 @@ def _name_points(figure, axis, shown: dict[str, dict[str, Any]]) -> None:
         for x, y, align in places:
             text = axis.annotate(label, (line["size_bytes"] / 1e3, line["p50_us"]), xytext=(x, y), textcoords="offset points", ha=align, fontsize=8, fontweight="bold" if line["kind"] == "ours" else None, bbox={"pad": 0.3, "color": "white", "alpha": 0.8}, zorder=2, arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "grey"} if abs(y) > 16 else None)
             box = text.get_window_extent(renderer)
-            clear = not any(box.overlaps(other) for other in taken) and not any(box.x0 - 3 < spot[0] < box.x1 + 3 and box.y0 - 3 < spot[1] < box.y1 + 3 for spot in spots)
+            clear = not any(box.overlaps(other) for other in taken) and not any(box.x0 - 7 < spot[0] < box.x1 + 7 and box.y0 - 5 < spot[1] < box.y1 + 5 for spot in spots)
             if clear or (x, y, align) == places[-1]:
                 taken.append(box)
                 break
@@ -607,7 +623,7 @@ def _name_points(figure, axis, shown: dict[str, dict[str, Any]]) -> None:
 def show(record: dict[str, Any]) -> None:
     """Print the table, and each clause with its verdict."""
     table, device = record["candidates"], record["device"]
-    print(f"\n{device['cpu']}, {device['instructions']}, {device['cores']} cores, one used, load {device['load_1_min']}; {record['rounds']} rounds")
+    print(f"\n{device['cpu']}, {device['instructions']}, {device['cores']} cores, one used, load {device['load_1_min']}; GPU: {device['gpu'] or 'none'}; {record['rounds']} rounds")
     print(f"{'':36}{'p50 µs':>9}{'p95 µs':>9}{'rows/s':>13}{'bytes':>12}{'ROC AUC':>9}{'PR AUC':>9}{'less dense, by day':>32}")
     for name, line in sorted(table.items(), key=lambda item: item[1]["p50_us"]):
         gap = "  {estimate:+.4f} [{low:+.4f}, {high:+.4f}]".format(**line["less_dense"]["roc_auc"]) if "less_dense" in line else ""
