@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from prodml.model.accelerators import NEEDS, Graphed, accelerated, reason_against, replaced
 from prodml.model.export import Probability, export_onnx, predict, session
-from prodml.model.networks import build_network
+from prodml.model.measure import device_facts, measure
+from prodml.model.networks import build_network, save_network
 from prodml.model.prune import shrink
 from prodml.model.rows import made_up_rows
 from prodml.model.train import TrainSettings, train
@@ -36,3 +38,41 @@ def test_a_network_is_pruned_on_the_device():
     shrink(network, [8, 8], "magnitude", rows.to("cuda"))
     assert network.hidden_widths() == [8, 8]
     assert Probability(network)(rows.numbers.to("cuda"), rows.codes.to("cuda")).device.type == "cuda"
+
+
+@pytest.mark.parametrize("form", NEEDS)
+def test_a_form_of_products_answers_nearly_as_on_the_cpu(form):
+    place = torch.device("cuda")
+    if reason := reason_against(form, place):
+        pytest.skip(reason)
+    rows, encoding = made_up_rows(500, 0)
+    network = build_network({"kind": "mlp", "hidden": [128, 128, 64]}, encoding, rows.numbers).eval()
+    with torch.inference_mode():
+        # The layers keep the same zeros and roundings there as here, where no kernel skips them.
+        here = Probability(replaced(network, form))(rows.numbers, rows.codes)
+        there = Probability(replaced(network.to(place), form))(rows.numbers.to(place), rows.codes.to(place))
+    assert there.device.type == "cuda" and there.dtype == torch.float32
+    np.testing.assert_allclose(there.cpu(), here, atol=1e-3 if form == "float32" else 2e-2)
+
+
+def test_a_graph_is_recorded_once_for_each_batch_size():
+    place = torch.device("cuda")
+    rows, encoding = made_up_rows(500, 0)
+    network = Probability(build_network({"kind": "mlp", "hidden": [32, 32]}, encoding).eval().to(place))
+    graphed = Graphed(network, place)
+    with torch.inference_mode():
+        for part in (slice(0, 1), slice(0, 200), slice(1, 2), slice(200, 400)):
+            some = rows.take(part)
+            given = graphed(some.numbers, some.codes).cpu()
+            np.testing.assert_allclose(given, network(some.numbers.to(place), some.codes.to(place)).cpu(), atol=1e-5)
+    assert len(graphed.recorded) == 2
+
+
+def test_what_the_device_can_do_is_timed(tmp_path):
+    rows, encoding = made_up_rows(500, 0)
+    save_network(build_network({"kind": "mlp", "hidden": [128, 128]}, encoding).eval(), tmp_path)
+    found, missing = accelerated(tmp_path, torch.device("cuda"))
+    assert {*missing, *(name.removeprefix("dense_cuda_") for name in found)} == set(NEEDS)
+    figures = measure(found, rows, rounds=2, calls=10, batch=128)
+    assert all(line["p50_us"] > 0 and line["rows_per_s"] > 0 for line in figures.values())
+    assert device_facts(threads=1)["gpu"] == torch.cuda.get_device_name()
