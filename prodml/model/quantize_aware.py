@@ -6,7 +6,7 @@
 __all__ = ['rounded_weights', 'RoundedWeights', 'rounded_inputs', 'layers_to_round', 'round_in_training', 'settle',
            'quantize_aware']
 
-# %% ../../nbs/2_model/09_quantize_aware.ipynb #5459f32c
+# %% ../../nbs/2_model/09_quantize_aware.ipynb #d0fec97e
 import copy
 
 import torch
@@ -20,7 +20,7 @@ from .quantize import QuantizeSettings, layers
 from .rows import Rows
 from .train import TrainSettings, fit_temperature, predict_logits, train
 
-# %% ../../nbs/2_model/09_quantize_aware.ipynb #c50c4cfa
+# %% ../../nbs/2_model/09_quantize_aware.ipynb #40e4f774
 class _Round(torch.autograd.Function):
     "Rounding whose gradient is that of the identity; unlike torch.fake_quantize it also runs on device meta."
 
@@ -57,7 +57,7 @@ class RoundedWeights(nn.Module):
     def forward(self, weights: Tensor) -> Tensor:
         return torch.cat([rounded_weights(part, self.most) for part in weights.split(self.parts, dim=1)], dim=1)
 
-# %% ../../nbs/2_model/09_quantize_aware.ipynb #e7226dc6
+# %% ../../nbs/2_model/09_quantize_aware.ipynb #412caaeb
 def rounded_inputs(
     values: Tensor, # of a layer, any shape
 ) -> Tensor:
@@ -71,7 +71,7 @@ def rounded_inputs(
 def _round_first(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (rounded_inputs(inputs[0]), *inputs[1:]) if len(inputs[0]) else inputs
 
-# %% ../../nbs/2_model/09_quantize_aware.ipynb #d645af22
+# %% ../../nbs/2_model/09_quantize_aware.ipynb #8bd57498
 def layers_to_round(
     network: Network, # any network whose products are linear layers
     keep: list[str], # names of layers that stay in float32
@@ -116,7 +116,7 @@ def settle(
             module.rounding.remove()
             del module.rounding
 
-# %% ../../nbs/2_model/09_quantize_aware.ipynb #f17586aa
+# %% ../../nbs/2_model/09_quantize_aware.ipynb #d50a49a3
 def quantize_aware(
     network: Network, # a trained network; it is not changed
     rows: Rows, # to train on, on the network's device
