@@ -100,7 +100,7 @@ def test_only_the_last_look_reads_the_test_rows():
 def test_the_stages_read_like_a_sentence():
     beside = ("reference", "leaks", "imbalance", "labels", "drift", "incremental")
     order = [name for name in STAGES if name not in beside]
-    assert order == ["export", "ingest", "validate", "clean", "features", "train", "prune", "quantize", "evaluate", "bundle", "measure"]
+    assert order == ["export", "ingest", "validate", "clean", "features", "train", "distill", "prune", "quantize", "evaluate", "bundle", "measure"]
 
 
 def test_nothing_measured_in_seconds_is_a_stage_output():

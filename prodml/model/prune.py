@@ -160,6 +160,7 @@ def prune(
     seed: int = 0, # of the order of the rows
     precision: str = "auto", # of the matrix products
     checkpoints: Path | None = None, # a folder to go on from after a kill
+    teacher: Tensor | None = None, # [N] logits of a teacher on the training rows; None means the dense network
 ) -> tuple[Network, list[dict[str, Any]]]:
     "The pruned network, calibrated on the validation rows, and a line a step: widths, weights and scores."
     narrow = copy.deepcopy(network)
@@ -168,7 +169,8 @@ def prune(
         return narrow, lines
     if not settings.keep_dropout:
         drop_dropout(narrow)
-    schedule, teacher = width_schedule(network.hidden_widths(), settings), predict_logits(network, rows)
+    schedule = width_schedule(network.hidden_widths(), settings)
+    teacher = predict_logits(network, rows) if teacher is None else teacher
     for step, widths in enumerate(schedule, 1):
         shrink(narrow, widths, settings.importance, _some(rows, derived_seed(seed, step)))
         epochs = training.epochs if step == len(schedule) else settings.epochs_between
