@@ -85,20 +85,21 @@ def test_every_setting_is_read_by_a_stage():
         return [leaf for key, inner in value.items() for leaf in leaves(inner, f"{prefix}.{key}" if prefix else key)]
 
     unread = [leaf for leaf in leaves(read_params(ROOT), "") if leaf not in listed]
+    unread = [leaf for leaf in unread if not leaf.startswith("compress.")]  # `prodml compress` reads that group
     assert set(unread) <= {"data.name", "examples"}, unread  # the runner itself reads whether examples run
 
 
 def test_only_the_last_look_reads_the_test_rows():
     """Training, pruning and quantizing cannot see the test rows: no Run section names them, and no selection does."""
     readers = {name for name in NOTEBOOK_STAGES if any("test.parquet" in cell or '"test"' in cell for cell in sources(name) if cell.startswith("#| stage"))}
-    assert readers <= {"features", "evaluate", "leaks", "drift", "measure"}  # drift compares their columns and reads no label: tests/test_drift.py
+    assert readers <= {"features", "evaluate", "autopsy", "leaks", "drift", "measure"}  # drift compares their columns and reads no label: tests/test_drift.py
     for path in (ROOT / "bench").glob("select_*.py"):
         text = path.read_text()
         assert "test.parquet" not in text and '"test"' not in text, path.name
 
 
 def test_the_stages_read_like_a_sentence():
-    beside = ("reference", "leaks", "imbalance", "labels", "drift", "incremental")
+    beside = ("reference", "autopsy", "leaks", "imbalance", "labels", "drift", "incremental")
     order = [name for name in STAGES if name not in beside]
     assert order == ["export", "ingest", "validate", "clean", "features", "train", "distill", "prune", "quantize", "evaluate", "bundle", "measure"]
 
