@@ -272,7 +272,7 @@ class Attention(Network):
 
     def features(self, numbers: Tensor, codes: Tensor) -> Tensor:
         "Tokens [N, 1 + columns, embedding_width]; the first will hold the answer."
-        tokens = [self.answer.expand(len(numbers), 1, -1), self.tokens(self.encoder.number_features(numbers))]
+        tokens = [self.answer.expand(numbers.shape[0], 1, -1), self.tokens(self.encoder.number_features(numbers))]
         if self.encoder.table is not None:
             tokens.append(self.encoder.category_features(codes))
         return torch.cat(tokens, dim=1)
