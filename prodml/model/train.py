@@ -9,7 +9,7 @@ __all__ = ['SCHEDULES', 'CLASS_WEIGHTS', 'LOSSES', 'TrainSettings', 'suited_to',
 
 # %% ../../nbs/2_model/05_train.ipynb #325d8b4f
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,7 @@ class Trainer:
         seed: int = 0, # of the order of the rows and of the dropout
         precision: str = "auto", # of the matrix products
         teacher_logits: Tensor | None = None, # [N] for distillation
+        after_backward: Callable[[], None] | None = None, # called before each step of the optimiser, such as a penalty on the gradients
     ):
         check_real(validation)
         shift = 0.0
@@ -214,7 +215,7 @@ class Trainer:
         self.batches = max(1, len(rows) // self.settings.batch_size)
         self.checks = self.settings.checks_per_epoch
         self.legs = self.settings.epochs * self.checks
-        self.legs_done, self.history = 0, []
+        self.legs_done, self.history, self.after_backward = 0, [], after_backward
         self._begin()
 
     def _begin(self) -> None:
@@ -259,6 +260,8 @@ class Trainer:
         loss = loss_of(members.float(), goal, self.positive_weight, self.settings)
         self.optimizer.zero_grad()
         loss.backward()
+        if self.after_backward is not None:
+            self.after_backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
         self.optimizer.step()
         # Early on the mean is short, or it would remember the weights it started from.
@@ -364,9 +367,10 @@ def train(
     teacher_logits: Tensor | None = None, # [N] calibrated logits of a teacher, for distillation
     checkpoint: Path | None = None, # a file to go on from and to write after each leg
     desc: str = "train", # before the progress bar
+    after_backward: Callable[[], None] | None = None, # called before each step of the optimiser
 ) -> list[dict[str, float]]:
     "Train a network and leave it with its best weights, in evaluation mode; per look the epoch, train_loss and validation_log_loss."
-    trainer = Trainer(network, rows, validation, settings, seed, precision, teacher_logits)
+    trainer = Trainer(network, rows, validation, settings, seed, precision, teacher_logits, after_backward)
     if checkpoint is not None and checkpoint.exists():
         trainer.restore(*load_state(checkpoint, rows.labels.device))
     bar = progress(total=trainer.legs, desc=desc)
