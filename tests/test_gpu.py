@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from prodml.model.distill import logit, read_teacher, save_logits, unseen_logits
 from prodml.model.export import Probability, export_onnx, predict, session
 from prodml.model.networks import build_network
 from prodml.model.prune import shrink
@@ -36,3 +37,14 @@ def test_a_network_is_pruned_on_the_device():
     shrink(network, [8, 8], "magnitude", rows.to("cuda"))
     assert network.hidden_widths() == [8, 8]
     assert Probability(network)(rows.numbers.to("cuda"), rows.codes.to("cuda")).device.type == "cuda"
+
+
+def test_teachers_answer_on_the_device(tmp_path):
+    rows, encoding = made_up_rows(600, 0)
+    place = rows.to("cuda")
+    trees = {"num_leaves": 7, "learning_rate": 0.1}
+    unseen = unseen_logits(tmp_path, place, encoding, trees, 10, folds=3)
+    save_logits(tmp_path / "logits.parquet", place.keys, {"dense": logit(np.full(600, 0.3)).to("cuda"), "lightgbm": unseen})
+    both = read_teacher(tmp_path / "logits.parquet", "both", place)
+    assert unseen.device.type == both.device.type == "cuda"
+    assert torch.equal(unseen.cpu(), unseen_logits(tmp_path / "again", rows, encoding, trees, 10, folds=3))
