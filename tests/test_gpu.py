@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from prodml.model.accelerators import NEEDS, Graphed, accelerated, reason_against, replaced
+from prodml.model.distill import logit, read_teacher, save_logits, unseen_logits
 from prodml.model.export import Probability, export_onnx, predict, session
 from prodml.model.measure import device_facts, measure
 from prodml.model.networks import build_network, save_network
@@ -107,3 +108,14 @@ def test_two_of_four_zeros_answer_as_their_dense_twin():
     network = build_network({"kind": "mlp", "hidden": [128, 128]}, encoding).to("cuda")
     sparse, _ = masked(network, here, here, MaskSettings("semi_structured_2_4"), TrainSettings(epochs=2, batch_size=128, learning_rate=0.01))
     np.testing.assert_allclose(probabilities(semi_structured(sparse), here), probabilities(sparse, here), atol=5e-3)
+
+
+def test_teachers_answer_on_the_device(tmp_path):
+    rows, encoding = made_up_rows(600, 0)
+    place = rows.to("cuda")
+    trees = {"num_leaves": 7, "learning_rate": 0.1}
+    unseen = unseen_logits(tmp_path, place, encoding, trees, 10, folds=3)
+    save_logits(tmp_path / "logits.parquet", place.keys, {"dense": logit(np.full(600, 0.3)).to("cuda"), "lightgbm": unseen})
+    both = read_teacher(tmp_path / "logits.parquet", "both", place)
+    assert unseen.device.type == both.device.type == "cuda"
+    assert torch.equal(unseen.cpu(), unseen_logits(tmp_path / "again", rows, encoding, trees, 10, folds=3))

@@ -41,9 +41,10 @@ class DistillSettings:
 
 
 def logit(
-    probabilities: np.ndarray, # [N], within (0, 1)
+    probabilities: np.ndarray, # [N], in [0, 1]
 ) -> Tensor:
-    "Log odds [N], float32."
+    "Log odds [N], float32; certainty is cut at one in ten million, so that none is infinite."
+    probabilities = np.clip(probabilities, 1e-7, 1 - 1e-7)
     return torch.from_numpy(np.log(probabilities) - np.log1p(-probabilities)).float()
 
 # %% ../../nbs/2_model/06_distill.ipynb #7ca220e1
