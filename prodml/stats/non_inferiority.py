@@ -7,7 +7,7 @@ __all__ = ['SCORE_CLAUSES', 'QUALITY_CLAUSES', 'verdict', 'non_inferiority', 'pl
            'calibration_loss', 'resolvable_margin', 'Floor', 'SliceLoss', 'slice_losses', 'holm', 'Clause',
            'check_clauses', 'judge']
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #6c3a8507
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #33416238
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from .bootstrap import percentile_interval, resampled
 from .drift import benjamini_hochberg
 from .scores import HIGHER_IS_BETTER, checked
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #b7ba6227
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #81e09abf
 def verdict(
     low: float, # lower confidence bound of the loss
     bound: float, # upper confidence bound of the loss
@@ -44,7 +44,7 @@ def non_inferiority(
     low, high = difference["low"], difference["high"]
     return verdict(-high, -low, margin) if HIGHER_IS_BETTER[metric] else verdict(low, high, margin)
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #89bce421
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #62ecc34a
 def placements(
     labels: np.ndarray, # 0 or 1 each, [N]
     probabilities: np.ndarray, # probabilities of label 1, [N]
@@ -59,7 +59,7 @@ def placements(
     above = 1 - (np.cumsum(positive) - positive / 2) / positive.sum()
     return np.where(labels == 1, below[group], above[group])
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #c7237efa
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #ae9ed28f
 class Loss(NamedTuple):
     "An estimated loss, positive when the candidate is worse, its standard error, and the number of blocks that it rests on."
     estimate: float
@@ -102,7 +102,7 @@ def _places(blocks: np.ndarray, rows: int) -> tuple[np.ndarray, int]:
         raise InputError(f"{len(place)} blocks do not match {rows} rows", "Give the block of each row.")
     return place, len(names)
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #3bb8669f
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #254d576b
 def auc_loss(
     labels: np.ndarray, # 0 or 1 each, [N]
     parent: np.ndarray, # probabilities of the parent, [N]
@@ -127,7 +127,7 @@ def auc_loss(
     )
     return Loss(float(estimate), float(np.sqrt(max(variance, 0.0))), count)
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #2ae52363
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #354a7da1
 def score_loss(
     labels: np.ndarray, # 0 or 1 each, [N]
     parent: np.ndarray, # probabilities of the parent, [N]
@@ -148,7 +148,7 @@ def score_loss(
     found = percentile_interval(sign * (of_parent - of_candidate), sign * (drawn_parent - drawn_candidate), 1 - 2 * tail)
     return found["estimate"], found["low"], found["high"]
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #26359fc0
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #24f23979
 def calibration_loss(
     labels: np.ndarray, # 0 or 1 each, [N]
     parent: np.ndarray, # probabilities of the parent, [N]
@@ -196,7 +196,7 @@ def _group_means(values: np.ndarray, group: np.ndarray, place: np.ndarray) -> tu
     spread = ((sums - means * rows) ** 2).sum(axis=0) * count / (count - 1)
     return means, np.sqrt(spread) / rows.sum(axis=0)
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #46e503d4
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #4080978e
 def resolvable_margin(
     estimate: float, # of the loss
     bound: float, # its upper confidence bound
@@ -210,7 +210,7 @@ def resolvable_margin(
         raise InputError(f"the power is {power}", "Give a chance from 0.5 up to, not including, 1.")
     return float((bound - estimate) * (1 + ndtri(power) / ndtri(level)))
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #73a395bb
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #2dac15e2
 @dataclass(frozen=True)
 class Floor:
     "What a slice must hold to be judged."
@@ -276,7 +276,7 @@ def holm(
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
     return adjusted
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #cf2c0a50
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #c724f36f
 SCORE_CLAUSES = {"max_auc_drop": "roc_auc", "max_pr_auc_drop": "pr_auc", "max_log_loss_rise": "log_loss"}
 QUALITY_CLAUSES = (*SCORE_CLAUSES, "max_worst_slice_drop", "max_calibration_drift")
 
