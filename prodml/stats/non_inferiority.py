@@ -7,7 +7,7 @@ __all__ = ['SCORE_CLAUSES', 'QUALITY_CLAUSES', 'verdict', 'non_inferiority', 'pl
            'calibration_loss', 'resolvable_margin', 'Floor', 'SliceLoss', 'slice_losses', 'holm', 'Clause',
            'check_clauses', 'judge']
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #b8c1227a
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #33416238
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from .bootstrap import percentile_interval, resampled
 from .drift import benjamini_hochberg
 from .scores import HIGHER_IS_BETTER, checked
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #4bff5d92
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #81e09abf
 def verdict(
     low: float, # lower confidence bound of the loss
     bound: float, # upper confidence bound of the loss
@@ -44,7 +44,7 @@ def non_inferiority(
     low, high = difference["low"], difference["high"]
     return verdict(-high, -low, margin) if HIGHER_IS_BETTER[metric] else verdict(low, high, margin)
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #778d88f9
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #62ecc34a
 def placements(
     labels: np.ndarray, # 0 or 1 each, [N]
     probabilities: np.ndarray, # probabilities of label 1, [N]
@@ -59,7 +59,7 @@ def placements(
     above = 1 - (np.cumsum(positive) - positive / 2) / positive.sum()
     return np.where(labels == 1, below[group], above[group])
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #022454af
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #ae9ed28f
 class Loss(NamedTuple):
     "An estimated loss, positive when the candidate is worse, its standard error, and the number of blocks that it rests on."
     estimate: float
@@ -102,7 +102,7 @@ def _places(blocks: np.ndarray, rows: int) -> tuple[np.ndarray, int]:
         raise InputError(f"{len(place)} blocks do not match {rows} rows", "Give the block of each row.")
     return place, len(names)
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #dc00147f
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #254d576b
 def auc_loss(
     labels: np.ndarray, # 0 or 1 each, [N]
     parent: np.ndarray, # probabilities of the parent, [N]
@@ -127,7 +127,7 @@ def auc_loss(
     )
     return Loss(float(estimate), float(np.sqrt(max(variance, 0.0))), count)
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #0b379e53
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #354a7da1
 def score_loss(
     labels: np.ndarray, # 0 or 1 each, [N]
     parent: np.ndarray, # probabilities of the parent, [N]
@@ -148,7 +148,7 @@ def score_loss(
     found = percentile_interval(sign * (of_parent - of_candidate), sign * (drawn_parent - drawn_candidate), 1 - 2 * tail)
     return found["estimate"], found["low"], found["high"]
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #7593c567
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #24f23979
 def calibration_loss(
     labels: np.ndarray, # 0 or 1 each, [N]
     parent: np.ndarray, # probabilities of the parent, [N]
@@ -165,14 +165,19 @@ def calibration_loss(
     share = np.bincount(group) / len(group)
     gap, gap_error = _group_means(parent - labels, group, place)
     moved, moved_error = _group_means(candidate - parent, group, place)
-    t, direction, size = _quantile(level, count), np.sign(moved), np.abs(moved)
+    t = _quantile(level, count)
+    ends = moved - t * moved_error, moved + t * moved_error
 
-    def rise(away: float) -> float:
-        "With the gap and the size of the move so many standard errors from where they were seen."
-        at, far = gap + direction * away * gap_error, np.maximum(size + away * moved_error, 0)
-        return float((share * (np.abs(at + direction * far) - np.abs(at))).sum())
+    def rise(move: np.ndarray, away: float) -> np.ndarray:
+        "Of each group, with the gap so many standard errors towards where this move does harm."
+        at = gap + np.sign(move) * away * gap_error
+        return np.abs(at + move) - np.abs(at)
 
-    return rise(0.0), rise(-t), rise(t)
+    # The rise is convex in the move: it is largest at an end, and smallest where the move closes the gap, or at an end.
+    closing = [np.clip(-(gap + side * t * gap_error), *ends) for side in (-1, 1)]
+    least = np.min([rise(move, -t) for move in (*ends, *closing)], axis=0)
+    most = np.max([rise(move, t) for move in ends], axis=0)
+    return tuple(float((share * value).sum()) for value in (rise(moved, 0.0), least, most))
 
 
 def _groups(probabilities: np.ndarray, bins: int) -> np.ndarray:
@@ -191,21 +196,21 @@ def _group_means(values: np.ndarray, group: np.ndarray, place: np.ndarray) -> tu
     spread = ((sums - means * rows) ** 2).sum(axis=0) * count / (count - 1)
     return means, np.sqrt(spread) / rows.sum(axis=0)
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #0c728c87
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #4080978e
 def resolvable_margin(
     estimate: float, # of the loss
     bound: float, # its upper confidence bound
     level: float = 0.95, # confidence of the bound
     power: float = 0.5, # chance of proof that is wanted, at least 0.5
 ) -> float:
-    "The smallest margin that such rows would prove, with this chance, of a candidate that truly loses nothing."
+    "The smallest margin that such rows would prove, with this chance, of a candidate as different from its parent that truly loses nothing."
     from scipy.special import ndtri
 
     if not 0.5 <= power < 1:
         raise InputError(f"the power is {power}", "Give a chance from 0.5 up to, not including, 1.")
     return float((bound - estimate) * (1 + ndtri(power) / ndtri(level)))
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #6a0c642d
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #2dac15e2
 @dataclass(frozen=True)
 class Floor:
     "What a slice must hold to be judged."
@@ -271,7 +276,7 @@ def holm(
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
     return adjusted
 
-# %% ../../nbs/0_stats/04_non_inferiority.ipynb #5131f37f
+# %% ../../nbs/0_stats/04_non_inferiority.ipynb #c724f36f
 SCORE_CLAUSES = {"max_auc_drop": "roc_auc", "max_pr_auc_drop": "pr_auc", "max_log_loss_rise": "log_loss"}
 QUALITY_CLAUSES = (*SCORE_CLAUSES, "max_worst_slice_drop", "max_calibration_drift")
 
@@ -285,7 +290,7 @@ class Clause:
     low: float | None # lower confidence bound of the loss
     bound: float | None # upper confidence bound: the smallest margin that is proven of this candidate
     verdict: str # proven, broken or not resolved
-    resolvable: float | None # the half width: the smallest margin these rows could prove of a candidate without loss
+    resolvable: float | None # the half width: the smallest margin these rows could prove of a candidate as different without loss
     slice: str | None = None # the slice with the largest bound
     slices: int = 0 # how many slices were judged
     left_out: tuple[str, ...] = () # slices below the floor
@@ -298,7 +303,7 @@ class Clause:
         text = f"{self.name} {self.margin:g}: {self.verdict}, the loss{where} is {self.estimate:.4f}, at most {self.bound:.4f}"
         if self.verdict != "not resolved":
             return text
-        return f"{text}; these rows prove {max(self.bound, 0):.4f} of this candidate, and {self.resolvable:.4f} of one that loses nothing"
+        return f"{text}; these rows prove {max(self.bound, 0):.4f} of this candidate, and {self.resolvable:.4f} of one as different that loses nothing"
 
 
 def _clause(name: str, margin: float, estimate: float, low: float, bound: float) -> Clause:

@@ -7,7 +7,7 @@ __all__ = ['FOLDERS', 'changed_rows', 'changed_decisions', 'changed_table', 'sli
            'integrated_gradients', 'ablation', 'rank_agreement', 'importance', 'load_explained', 'compare_reasons',
            'compare_pair', 'json_ready', 'test_predictions', 'known_pairs']
 
-# %% ../../nbs/3_trust/03_autopsy.ipynb #e9597582
+# %% ../../nbs/3_trust/03_autopsy.ipynb #7849a2c4
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ from ..stats.non_inferiority import Floor, calibration_loss, slice_losses
 from ..stats.scores import ece, reliability
 from ..stats.slices import all_slices, slice_columns
 
-# %% ../../nbs/3_trust/03_autopsy.ipynb #80f489cf
+# %% ../../nbs/3_trust/03_autopsy.ipynb #64c77f24
 def changed_rows(
     parent: np.ndarray, # probabilities of the parent, [N]
     candidate: np.ndarray, # probabilities of the candidate, [N]
@@ -67,7 +67,7 @@ def changed_decisions(
         "parent_accuracy": float(right.mean()), "parent_accuracy_on_changed": float(right[changed].mean()) if changed.any() else None,
     }
 
-# %% ../../nbs/3_trust/03_autopsy.ipynb #61afd43d
+# %% ../../nbs/3_trust/03_autopsy.ipynb #436bf0f8
 def changed_table(
     table: pa.Table, # the rows with their columns, N lines
     parent: np.ndarray, # probabilities of the parent, [N]
@@ -88,7 +88,7 @@ def changed_table(
     }
     return pa.table(described | {name: taken[name] for name in taken.column_names})
 
-# %% ../../nbs/3_trust/03_autopsy.ipynb #a92a1364
+# %% ../../nbs/3_trust/03_autopsy.ipynb #3edc0566
 def slice_lines(
     labels: np.ndarray, # 0 or 1 each, [N]
     parent: np.ndarray, # probabilities of the parent, [N]
@@ -107,7 +107,7 @@ def slice_lines(
     ]
     return {"slices": sorted(lines, key=lambda line: -line["loss"]), "left_out": left_out}
 
-# %% ../../nbs/3_trust/03_autopsy.ipynb #9ccbab5d
+# %% ../../nbs/3_trust/03_autopsy.ipynb #ea59c588
 class Encoded(nn.Module):
     "A copy of a network that takes encoded rows [N, width] instead of numbers and codes, and gives logits [N]."
 
@@ -168,7 +168,7 @@ def integrated_gradients(
     np.add.at(found.T, owner, shares.detach().cpu().double().numpy().T)
     return found
 
-# %% ../../nbs/3_trust/03_autopsy.ipynb #25845920
+# %% ../../nbs/3_trust/03_autopsy.ipynb #ac387bd9
 def ablation(
     answer: Callable[[Rows], np.ndarray], # gives the probabilities of rows, [N]
     rows: Rows, # to explain
@@ -190,7 +190,7 @@ def ablation(
         found.append(whole - logits(rows.numbers, codes))
     return np.stack(found, axis=1)
 
-# %% ../../nbs/3_trust/03_autopsy.ipynb #d04cf0d4
+# %% ../../nbs/3_trust/03_autopsy.ipynb #f9613bc0
 def rank_agreement(
     a: np.ndarray, # shares by column, [N, C]
     b: np.ndarray, # of another model, [N, C]
@@ -209,7 +209,7 @@ def importance(
     size = np.abs(shares).mean(axis=0)
     return size / size.sum() if size.sum() > 0 else size
 
-# %% ../../nbs/3_trust/03_autopsy.ipynb #50691f63
+# %% ../../nbs/3_trust/03_autopsy.ipynb #1b95ba17
 FOLDERS = {"dense": "train", "pruned": "prune", "int8": "quantize"}
 
 
@@ -291,7 +291,7 @@ def json_ready(
         return None if np.isnan(value) else float(f"{value:.6g}")
     return value
 
-# %% ../../nbs/3_trust/03_autopsy.ipynb #8614c115
+# %% ../../nbs/3_trust/03_autopsy.ipynb #9048019d
 def test_predictions(
     folder: str | Path, # artifacts/evaluate
     keys: np.ndarray, # of the test rows, [N]
