@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from prodml.model.device import supported_precisions
 from prodml.model.export import Probability, export_onnx, predict, session
-from prodml.model.low_precision import in_precision, supported_precisions
+from prodml.model.low_precision import in_precision
 from prodml.model.networks import build_network
 from prodml.model.prune import shrink
 from prodml.model.quantize import QuantizeSettings
