@@ -10,6 +10,8 @@ from prodml.model.export import Probability, export_onnx, predict, session
 from prodml.model.measure import device_facts, measure
 from prodml.model.networks import build_network, save_network
 from prodml.model.prune import IMPORTANCES, PruneSettings, prune, shrink
+from prodml.model.quantize import QuantizeSettings
+from prodml.model.quantize_aware import quantize_aware
 from prodml.model.rows import made_up_rows
 from prodml.model.sparsify import MaskSettings, masked, semi_structured
 from prodml.model.train import TrainSettings, train
@@ -119,3 +121,14 @@ def test_teachers_answer_on_the_device(tmp_path):
     both = read_teacher(tmp_path / "logits.parquet", "both", place)
     assert unseen.device.type == both.device.type == "cuda"
     assert torch.equal(unseen.cpu(), unseen_logits(tmp_path / "again", rows, encoding, trees, 10, folds=3))
+
+
+def test_a_network_is_trained_with_rounding_on_the_device():
+    rows, encoding = made_up_rows(1000, 0)
+    rows = rows.to("cuda")
+    network = build_network({"kind": "mlp", "hidden": [16, 16]}, encoding).to("cuda")
+    settings = QuantizeSettings(mode="weights", weight_bits=4)
+    aware = quantize_aware(network, rows, rows, settings, TrainSettings(epochs=1, batch_size=128, learning_rate=0.01))
+    assert aware.temperature.device.type == "cuda"
+    # Two parts share a layer's scales in the first layer, so the second tells: at most 15 steps a unit.
+    assert max(len(torch.unique((unit / unit.abs().max() * 7).round(decimals=3))) for unit in aware.blocks[2].weight) <= 15

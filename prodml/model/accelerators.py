@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import ScalingType, linear, scaled_mm
 from torch.sparse import to_sparse_semi_structured
 
+from .device import compute_capability
 from .export import Probability
 from .measure import Candidate
 from .networks import Network, load_network
@@ -31,10 +32,9 @@ def reason_against(
     device: torch.device, # where it shall run
 ) -> str:
     "Why the form cannot run on the device; empty if it can."
-    if device.type != "cuda":
+    capability, least = compute_capability(device), NEEDS[form]
+    if capability is None:
         return f"{device.type} is no CUDA device"
-    capability = torch.cuda.get_device_capability(device)
-    least = NEEDS[form]
     return "" if capability >= least else f"compute capability {capability[0]}.{capability[1]} is below {least[0]}.{least[1]}"
 
 # %% ../../nbs/2_model/10_accelerators.ipynb #edf53c22
@@ -189,7 +189,7 @@ def _candidate(network: Network, form: str, device: torch.device, size_bytes: in
             return function(*(tensor.to(device, non_blocking=True) for tensor in inputs)).cpu()
 
     def inputs(rows):
-        return tuple(tensor.pin_memory() if device.type == "cuda" else tensor for tensor in (rows.numbers, rows.codes))
+        return tuple(tensor.pin_memory() if compute_capability(device) else tensor for tensor in (rows.numbers, rows.codes))
 
     # All forms are made from the float32 file when it is loaded: that file is what ships.
     return Candidate(f"PyTorch, {device.type}, {form}", size_bytes, inputs, call)

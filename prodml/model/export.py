@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RULES', 'HEAD', 'ML', 'ENTRANCE', 'FIRST_LAYER', 'Probability', 'trial_rows', 'compact', 'simplified', 'to_onnx',
-           'export_onnx', 'session', 'predict', 'check_parity', 'empty_graph', 'has_compiler', 'export_aoti']
+           'export_onnx', 'session', 'predict', 'check_parity', 'empty_graph', 'with_imputation', 'has_compiler',
+           'export_aoti']
 
 # %% ../../nbs/2_model/07_export.ipynb #e028f68c
 import copy
@@ -12,9 +13,10 @@ import importlib
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,6 +28,7 @@ from onnx_ir.passes import common as passes
 from onnxscript.rewriter import pattern, rewrite
 from torch import Tensor, nn
 
+from ..bundle.encode import Imputer, vocabulary_lookup
 from ..core.errors import InputError
 from ..core.files import written
 from .networks import Network
@@ -374,6 +377,65 @@ def empty_graph(
     empty = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=model.ir_version)
     onnx.checker.check_model(empty, full_check=True)
     return empty
+
+# %% ../../nbs/2_model/07_export.ipynb #21b4fc28
+def with_imputation(
+    model: onnx.ModelProto, # an exported graph, whose numbers come filled
+    encoding: Mapping[str, Any], # with `imputation` rules of the form value for numbers
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    "The graph that fills the numbers itself, and the encoding that leaves it to it; InputError on a rule that a graph cannot hold."
+    numeric = [column["name"] for column in encoding["numeric"] if "indicator_of" not in column]
+    told = [column["indicator_of"] for column in encoding["numeric"] if "indicator_of" in column]
+    lookups = {column["name"]: vocabulary_lookup(column["vocabulary"]) for column in encoding["categorical"]}
+    rules = Imputer(encoding.get("imputation", []), numeric, lookups)
+    for name in (*(rule["columns"][0] for rule, *_ in rules.models), *(name for name, *_ in rules.values if name in lookups), *(name for name in told if name in lookups)):
+        raise InputError("how this column is filled or told cannot be put in a graph", "Leave the imputation to the row encoder of the bundle.", column=name)
+    tables: dict[str | None, np.ndarray] = {}
+    for name, by, values in rules.values:
+        # What the rule does not fill stays NaN.
+        table = tables.setdefault(by, np.full((len(values), len(numeric)), np.nan, np.float32))
+        table[:, numeric.index(name)] = values
+    filled = copy.deepcopy(model)
+    for node in filled.graph.node:
+        node.input[:] = ["complete" if name == "numbers" else name for name in node.input]
+    nodes, constants = _filling(tables, [numeric.index(name) for name in told], list(lookups))
+    filled.graph.input[0].type.tensor_type.shape.dim[1].dim_value = len(numeric)
+    if not any(value.name == "codes" for value in filled.graph.input) and any(by for by in tables):
+        raise InputError("the graph takes no codes to fill by", "Leave the imputation to the row encoder of the bundle.")
+    for node in reversed(nodes):
+        filled.graph.node.insert(0, node)
+    filled.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items())
+    if not any(version.domain == ML for version in filled.opset_import):
+        filled.opset_import.append(onnx.helper.make_opsetid(ML, 1))
+    filled = compact(filled)
+    onnx.checker.check_model(filled, full_check=True)
+    plain = [column for column in encoding["numeric"] if "indicator_of" not in column]
+    return filled, {**encoding, "numeric": plain, "imputation": []}
+
+
+def _filling(tables: Mapping[str | None, np.ndarray], told: list[int], categories: list[str]) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    "Nodes from `numbers` and `codes` to `complete`, and their constants by name."
+    make, nodes, constants, last = onnx.helper.make_node, [], {}, "numbers"
+    for number, (by, table) in enumerate(tables.items()):
+        name = f"filled_{number}"
+        if by is None:
+            nodes.append(make("Imputer", [last], [name], domain=ML, imputed_value_floats=table[0].tolist(), replaced_value_float=float("nan")))
+        else:
+            constants |= {f"{name}_place": np.int64(categories.index(by)), f"{name}_table": table}
+            nodes.append(make("Gather", ["codes", f"{name}_place"], [f"{name}_group"], axis=1))
+            nodes.append(make("Gather", [f"{name}_table", f"{name}_group"], [f"{name}_value"], axis=0))
+            nodes.append(make("IsNaN", [last], [f"{name}_missing"]))
+            nodes.append(make("Where", [f"{name}_missing", f"{name}_value", last], [name]))
+        last = name
+    if not told:
+        nodes.append(make("Identity", [last], ["complete"]))
+        return nodes, constants
+    constants["told"] = np.array(told, np.int64)
+    nodes.append(make("IsNaN", ["numbers"], ["missing"]))
+    nodes.append(make("Gather", ["missing", "told"], ["missing_told"], axis=1))
+    nodes.append(make("Cast", ["missing_told"], ["indicators"], to=onnx.TensorProto.FLOAT))
+    nodes.append(make("Concat", [last, "indicators"], ["complete"], axis=1))
+    return nodes, constants
 
 # %% ../../nbs/2_model/07_export.ipynb #387e1fa6
 def has_compiler() -> bool:
