@@ -52,7 +52,8 @@ def test_no_device_is_named_in_the_code():
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             literal = isinstance(node, ast.Constant) and node.value in ("cuda", "mps", "cuda:0")
-            method = isinstance(node, ast.Attribute) and node.attr == "cuda"
+            # tensor.cuda() names a device; torch.cuda.Stream and torch.version.cuda ask about the one there is
+            method = isinstance(node, ast.Attribute) and node.attr == "cuda" and not ast.unparse(node).startswith("torch.")
             assert not (literal or method), f"{path.name}:{node.lineno} names a device"
 
 
