@@ -8,7 +8,6 @@ __all__ = ['MASKS', 'ROWS_2_4', 'COLUMNS_2_4', 'MaskSettings', 'maskable', 'unst
 
 # %% ../../nbs/2_model/08_sparsify.ipynb #353a6396
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..core.errors import InputError
-from .device import derived_seed
+from .device import derived_seed, has_sparse_units
 from .networks import Network, count_parameters
 from .prune import SCHEDULES, judged, kept_share
 from .rows import Rows
@@ -191,7 +190,7 @@ def semi_structured(
 ) -> Network:
     "A copy for inference with compressed layers; InputError without a CUDA device that has sparse units, or if no layer fits."
     device = network.temperature.device
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+    if not has_sparse_units(device):
         raise InputError(f"there are no 2:4 kernels on device {device}", "Use an NVIDIA GPU of compute capability 8.0 or later, or leave the zeros as they are.")
     fast = copy.deepcopy(network).eval()
     names = [name for name, layer in maskable(fast).items() if is_2_4(layer)]
