@@ -25,10 +25,10 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 NORMS = ("none", "batch", "layer")
 NUMERIC_EMBEDDINGS = ("none", "piecewise_linear", "periodic")
 NORMS_OF = {"logistic": ("none",), "mlp": NORMS, "tabm": ("none",), "resnet": NORMS, "attention": ("layer",)}
-# What `hidden` must hold where not any list does.
-HIDDEN_OF = {
+HIDDEN_OF = { # what `hidden` must hold, and what it means
     "logistic": (lambda hidden: not hidden, "no hidden layers, or choose kind mlp"),
-    "tabm": (lambda hidden: len(hidden) >= 1, "one width or more"),
+    "mlp": (lambda hidden: True, "the width of each layer"),
+    "tabm": (lambda hidden: len(hidden) >= 1, "the width of one layer or more"),
     "resnet": (lambda hidden: len(hidden) >= 2, "the width of the stream, then the hidden width of each block"),
     "attention": (lambda hidden: len(hidden) >= 2 and len(hidden) % 2 == 0, "for each block its heads, then the hidden width of its feed-forward part"),
 }
@@ -65,9 +65,9 @@ class Architecture:
 
     def _check_kind(self) -> None:
         "What one kind asks for and another does not."
-        norms, asked = NORMS_OF[self.kind], HIDDEN_OF.get(self.kind)
+        norms, (holds, meaning) = NORMS_OF[self.kind], HIDDEN_OF[self.kind]
         _require(self.norm in norms, f"model.norm is {self.norm!r} for kind {self.kind}", f"Choose one of: {', '.join(norms)}.")
-        _require(asked is None or asked[0](self.hidden), f"model.hidden is {list(self.hidden)} for kind {self.kind}", f"Give {asked and asked[1]}.")
+        _require(holds(self.hidden), f"model.hidden is {list(self.hidden)} for kind {self.kind}", f"Give {meaning}.")
         plain = self.numeric_embedding == "none"
         _require(plain or self.kind not in ("logistic", "attention"), f"a network of kind {self.kind} has a numeric embedding", "Set numeric_embedding: none, or choose another kind.")
 
