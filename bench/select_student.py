@@ -1,8 +1,8 @@
 """Who teaches the pruned network, and how: rolling-origin validation over several months, against LightGBM.
 
 For each month m the teachers and students learn from the months up to m-2, stop by m-1 and are scored on m, as in
-select_model.py. A student is the pruned network's shape from scratch, which takes seconds; the last two candidates
-are the pruned network itself. The test months are not read. What it finds is written to
+select_model.py. A student is the pruned network's shape from scratch, which takes seconds; the last candidates are
+the pruned network itself, and the dense one. The test months are not read. What it finds is written to
 bench/results/select_student.json; the choice is made by a person, in conf/distill/ and conf/prune/.
 """
 
@@ -45,7 +45,8 @@ class Student:
     pruned: bool = False
 
 
-WIDE_INPUTS = {"numeric_embedding": "piecewise_linear", "numeric_embedding_width": 4, "numeric_bins": 8}
+PIECEWISE = {"numeric_embedding": "piecewise_linear", "numeric_embedding_width": 4, "numeric_bins": 8}
+LIKE_DENSE = {"epochs": 3, "batch_size": 1024, "learning_rate": 0.001, "schedule": "constant"}
 CANDIDATES = {
     "labels alone": Student(),
     "taught by dense": Student("dense"),
@@ -59,9 +60,11 @@ CANDIDATES = {
     "two layers of 32": Student("lightgbm", {"hidden": [32, 32]}),
     "three layers of 64": Student("lightgbm", {"hidden": [64, 64, 64]}),
     "12 epochs": Student("lightgbm", training={"epochs": 12, "patience": 12}),
-    "piecewise linear numbers": Student("lightgbm", WIDE_INPUTS),
+    "piecewise linear numbers": Student("lightgbm", PIECEWISE),
     "pruned, taught by dense": Student("dense", pruned=True),
     "pruned, taught by LightGBM, days left out": Student("lightgbm", pruned=True),
+    "pruned, so taught, 12 epochs at the end": Student("lightgbm", training={"epochs": 12, "patience": 12}, pruned=True),
+    "dense, taught by LightGBM, days left out": Student("lightgbm", {"hidden": [512, 512, 512], "dropout": 0.3}, LIKE_DENSE),
 }
 
 
@@ -74,7 +77,8 @@ class Fold:
         with tempfile.TemporaryDirectory() as folder:
             self.encoding = fold_files(labelled_rows(), month, Path(folder))
             self.train, self.stop, self.score = (load_rows(Path(folder) / f"{name}.parquet", self.encoding, self.place) for name in ("train", "stop", "score"))
-        self.folder = cache(month, threads, *(self.conf[group] for group in ("reference", "model", "train")))
+        trees = [self.conf["reference"][key] for key in ("trees", "rounds")]
+        self.folder = cache(month, threads, *trees, self.conf["model"], self.conf["train"])
         self.precision = self.conf["device"]["precision"]
         self.said = self._ask()
 
