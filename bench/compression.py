@@ -3,7 +3,9 @@
 Each tool runs in an environment of its own under build/peers (made on the first run, from the package index; it sees
 the project's environment and adds pinned packages to it), in a process of its own, on one thread. All processes are up
 at once and take turns: every round, each candidate answers some single rows and three batches of 1,024, and then the
-next one, so that a busy moment hits all alike. What is compared are medians of the ratios within rounds.
+next one, so that a busy moment hits all alike. What is compared are medians of the ratios within rounds. A call of some
+milliseconds loses its core to whatever else runs, and a call of some microseconds does not: on a busy machine that
+flatters the fast one. So batches are timed by the clock and by processor time, and a clause asks for both.
 
 Every candidate gets the same real rows, already as arrays. Its size is that of the file that would be shipped for it.
 Quality is read on the test rows, with differences to the dense network and to LightGBM bootstrapped by day: it says
@@ -36,8 +38,8 @@ ENVIRONMENTS: dict[str, list[str]] = {
 BATCH = 1024
 # The figures to reach, as ratios within one run.
 WANTED = {
-    "p50 below eager": 20.0, "rows/s above eager": 45.0, "bytes below eager": 60.0, "p50 over an empty call": 2.0,
-    "p50 below LightGBM": 4.0, "rows/s above LightGBM": 50.0,
+    "p50 below eager": 20.0, "rows/s above eager": 45.0, "rows a processor second above eager": 45.0, "bytes below eager": 60.0, "p50 over an empty call": 2.0,
+    "p50 below LightGBM": 4.0, "rows/s above LightGBM": 50.0, "rows a processor second above LightGBM": 50.0,
 }
 AIM_BYTES = 100.0
 MARGINS = {"roc_auc": 0.003, "pr_auc": 0.005}
@@ -405,7 +407,14 @@ def work(calls: int) -> None:
         candidate, single, large = made[name]
         gc.disable()
         try:
-            return {"one": nanoseconds(candidate.call, single), "many": nanoseconds(candidate.call, large, warm_up=1)}
+            one, many, spent = nanoseconds(candidate.call, single), [], []
+            candidate.call(large[0])
+            for batch in large:
+                start = time.perf_counter_ns(), time.process_time_ns()
+                candidate.call(batch)
+                many.append(time.perf_counter_ns() - start[0])
+                spent.append(time.process_time_ns() - start[1])
+            return {"one": one, "many": many, "many_cpu": spent}
         finally:
             gc.enable()
 
@@ -439,7 +448,7 @@ def measured(rounds: int, calls: int, wanted: list[str]) -> tuple[dict[str, dict
         if "error" in answer:
             failed[name] = answer["error"]
         else:
-            lines[name] = {"kind": kind, "environment": place, **answer, "one": [], "many": []}
+            lines[name] = {"kind": kind, "environment": place, **answer, "one": [], "many": [], "many_cpu": []}
         print(f"{name}: {answer.get('error') or str(answer['made_in_s']) + ' s'}", flush=True)
     for _ in progress(range(rounds), desc="rounds"):
         for name in list(lines):
@@ -448,7 +457,7 @@ def measured(rounds: int, calls: int, wanted: list[str]) -> tuple[dict[str, dict
                 failed[name] = answer["error"]
                 del lines[name]
                 continue
-            for key in ("one", "many"):
+            for key in ("one", "many", "many_cpu"):
                 lines[name][key].append(answer[key])
     for worker in workers.values():
         if worker:
@@ -474,10 +483,10 @@ def figures(lines: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         one, many = np.concatenate(line["one"]), np.concatenate(line["many"])
         p50, p95 = (round(float(value) / 1e3, 1) for value in np.percentile(one, (50, 95)))
         own = {key: line[key] for key in ("kind", "environment", "runtime", "size_bytes")}
-        own |= {"p50_us": p50, "p95_us": p95, "rows_per_s": round(BATCH / float(np.median(many)) * 1e9), "ratios": {}}
+        own |= {"p50_us": p50, "p95_us": p95, "rows_per_s": round(BATCH / float(np.median(many)) * 1e9), "rows_per_cpu_s": round(BATCH / float(np.median(np.concatenate(line["many_cpu"]))) * 1e9), "ratios": {}}
         for other, title in (("eager fp32", "eager"), ("LightGBM", "LightGBM")):
             if other in lines:
-                own["ratios"] |= {f"p50 below {title}": ratio(lines[other]["one"], line["one"]), f"rows/s above {title}": ratio(lines[other]["many"], line["many"])}
+                own["ratios"] |= {f"p50 below {title}": ratio(lines[other]["one"], line["one"]), f"rows/s above {title}": ratio(lines[other]["many"], line["many"]), f"rows a processor second above {title}": ratio(lines[other]["many_cpu"], line["many_cpu"])}
         if "eager fp32" in lines:
             own["ratios"]["bytes below eager"] = {"ratio": round(lines["eager fp32"]["size_bytes"] / line["size_bytes"], 3)}
         if "empty call" in lines:
@@ -624,11 +633,11 @@ def show(record: dict[str, Any]) -> None:
     """Print the table, and each clause with its verdict."""
     table, device = record["candidates"], record["device"]
     print(f"\n{device['cpu']}, {device['instructions']}, {device['cores']} cores, one used, load {device['load_1_min']}; GPU: {device['gpu'] or 'none'}; {record['rounds']} rounds")
-    print(f"{'':36}{'p50 µs':>9}{'p95 µs':>9}{'rows/s':>13}{'bytes':>12}{'ROC AUC':>9}{'PR AUC':>9}{'less dense, by day':>32}")
+    print(f"{'':36}{'p50 µs':>9}{'p95 µs':>9}{'rows/s':>13}{'rows/cpu s':>13}{'bytes':>12}{'ROC AUC':>9}{'PR AUC':>9}{'less dense, by day':>32}")
     for name, line in sorted(table.items(), key=lambda item: item[1]["p50_us"]):
         gap = "  {estimate:+.4f} [{low:+.4f}, {high:+.4f}]".format(**line["less_dense"]["roc_auc"]) if "less_dense" in line else ""
         score = f"{line['roc_auc']:>9.4f}{line['pr_auc']:>9.4f}" if "roc_auc" in line else " " * 18
-        print(f"{name:36}{line['p50_us']:>9,.1f}{line['p95_us']:>9,.1f}{line['rows_per_s']:>13,}{line['size_bytes']:>12,}{score}{gap:>32}")
+        print(f"{name:36}{line['p50_us']:>9,.1f}{line['p95_us']:>9,.1f}{line['rows_per_s']:>13,}{line['rows_per_cpu_s']:>13,}{line['size_bytes']:>12,}{score}{gap:>32}")
     for name, reason in record["failed"].items():
         print(f"{name:36} failed: {reason}")
     for name, clauses in record["clauses"].items():

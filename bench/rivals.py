@@ -102,12 +102,12 @@ def show(record: dict[str, Any]) -> None:
     last = next(iter(lines.values()))
     print(f"\n{len(lines)} seeds, mean over seeds with Student's t interval, test rows")
     for name, own in mean["scores"].items():
-        print(f"  {name:10} {str(last['hidden'][name]):16} {last['weights'][name]:>8,} weights  " + "  ".join(f"{metric} {written_out(value, '.4f')}" for metric, value in own.items()))
+        print(f"  {name:10} {str(last['hidden'][name]):16} {last['weights'][name]:>8,} weights  " + "  ".join(f"{metric} {written_out(own[metric], '.4f')}" for metric in METRICS))
     print("\ndifferences within a seed: mean over seeds, then seed by seed with the interval by day")
     for pair, own in mean["differences"].items():
-        print(f"  {pair}: " + "  ".join(f"{metric} {written_out(value, '+.4f')}" for metric, value in own.items()))
+        print(f"  {pair}: " + "  ".join(f"{metric} {written_out(own[metric], '+.4f')}" for metric in METRICS))
         for seed, line in lines.items():
-            print(f"    seed {seed}: " + "  ".join(f"{metric} {written_out(value, '+.4f')}" for metric, value in line["differences"][pair].items()))
+            print(f"    seed {seed}: " + "  ".join(f"{metric} {written_out(line['differences'][pair][metric], '+.4f')}" for metric in METRICS))
 
 
 def main() -> None:

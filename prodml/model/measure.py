@@ -25,6 +25,7 @@ from onnx import TensorProto, helper
 
 from ..core.errors import InputError
 from ..core.files import read_json, sha256_of
+from .device import select_device
 from .export import Probability, export_aoti, session, to_onnx
 from .networks import load_network
 from .reference import load_lightgbm, tree_matrix
@@ -215,8 +216,7 @@ def device_facts(
         "cpu": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cuda_version": torch.version.cuda,
+        "gpu": _graphics_processor(),
         "threads": threads,
         "load_1_min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
@@ -225,6 +225,12 @@ def device_facts(
         "onnxruntime": onnxruntime.__version__,
         "lightgbm": lightgbm.__version__,
     }
+
+
+def _graphics_processor() -> str | None:
+    "The name of the device that `auto` chooses, None where that is the processor itself; the version of torch says which CUDA."
+    place = select_device("auto")
+    return None if place.type == "cpu" else torch.get_device_module(place).get_device_name()
 
 
 def _processor() -> str:
