@@ -47,6 +47,7 @@ class SearchSpace:
     width_ratio: list[float] # what is left of each hidden width
     schedule: list[str] # how fast the cuts go, see conf/prune
     round_to: list[int] # widths are multiples of this
+    depth: list[int] # hidden layers that are left; 0 is all
     precision: list[str] # modes of conf/quantize
     runtime: list[str] # ONNX Runtime, and AOTInductor for what is not quantized
     rounds: int = 20 # of measuring
@@ -56,14 +57,17 @@ class SearchSpace:
             wrong = [value for value in getattr(self, key) if value not in known]
             if wrong:
                 raise InputError(f"compress.{key} holds {wrong[0]!r}", f"Choose among {', '.join(known)}.")
-        for key in ("width_ratio", "schedule", "round_to", "precision", "runtime"):
+        for key in ("width_ratio", "schedule", "round_to", "depth", "precision", "runtime"):
             if not getattr(self, key):
                 raise InputError(f"compress.{key} is empty", "Give at least one value.")
 
     def prunings(self, base: PruneSettings) -> dict[str, PruneSettings]:
         "Every way to cut, by name; the rest is as in `base`."
-        axes = itertools.product(self.width_ratio, self.schedule, self.round_to)
-        return {f"{ratio:.4g} {schedule} x{rounding}": replace(base, width_ratio=ratio, schedule=schedule, round_to=rounding) for ratio, schedule, rounding in axes}
+        axes = itertools.product(self.width_ratio, self.schedule, self.round_to, self.depth)
+        return {
+            f"{ratio:.4g} {schedule} x{rounding}" + (f" {depth} layers" if depth else ""): replace(base, width_ratio=ratio, schedule=schedule, round_to=rounding, depth=depth)
+            for ratio, schedule, rounding, depth in axes
+        }
 
 # %% ../../nbs/2_model/14_compress.ipynb #26bb76db
 def pruned_networks(

@@ -6,8 +6,8 @@
 __all__ = ['DECAY', 'SLOPE', 'MIDDLE', 'PROGRESS', 'SCHEDULES', 'IMPORTANCES', 'REGULARISERS', 'SCOPES', 'CURVED', 'GROWTH',
            'kept_share', 'PruneSettings', 'fine_tuning_settings', 'width_schedule', 'EnsemblePruner',
            'ensemble_pruners', 'UnitGroup', 'traced', 'unit_groups', 'cut', 'unit_scores', 'shrink', 'best_units',
-           'spread_widths', 'drop_dropout', 'multiply_accumulates', 'penalty', 'cut_in_training', 'reason_to_keep',
-           'judged', 'Course', 'prune']
+           'spread_widths', 'drop_dropout', 'shorten', 'multiply_accumulates', 'penalty', 'cut_in_training',
+           'reason_to_keep', 'judged', 'Course', 'prune']
 
 # %% ../../nbs/2_model/08_prune.ipynb #775070e8
 import copy
@@ -32,7 +32,7 @@ from ..core.config import read_settings
 from ..core.errors import InputError
 from .checkpoint import load_state, save_state
 from .device import derived_seed
-from .networks import Hidden, Network, TabM, count_parameters
+from .networks import MLP, Hidden, Network, TabM, count_parameters
 from .rows import Rows
 from .train import Trainer, TrainSettings, fit_temperature, make_optimizer, predict, predict_logits, suited_to
 from .train import train as train_network
@@ -99,6 +99,7 @@ class PruneSettings:
     continuous: bool = False # one training through all cuts, or a new one after each
     regularisation: float = 0.0 # strength of the penalty that prepares units for the cut; 0 is none
     regulariser: str = "group_norm" # group_norm, growing or batch_norm
+    depth: int = 0 # hidden layers that are left, the others go whole before the first cut; 0 leaves all
 
     def __post_init__(self):
         whole = self.epochs_between == int(self.epochs_between)
@@ -107,6 +108,7 @@ class PruneSettings:
             "round_to": self.round_to >= 1, "epochs_between": self.epochs_between > 0 and (whole or self.continuous),
             "schedule": self.schedule in SCHEDULES, "scope": self.scope in SCOPES,
             "regularisation": self.regularisation >= 0, "regulariser": self.regulariser in REGULARISERS,
+            "depth": self.depth >= 0 and (self.depth == 0 or self.width_ratio < 1),
         }
         for key, holds in rules.items():
             if not holds:
@@ -388,6 +390,39 @@ def drop_dropout(
             network.set_submodule(name, nn.Sequential(*(layer for layer in part if not isinstance(layer, nn.Dropout))))
     network.architecture = replace(network.architecture, dropout=0.0)
 
+# %% ../../nbs/2_model/08_prune.ipynb #5eb8f861
+def shorten(
+    network: Network, # an MLP, cut in place
+    depth: int, # hidden layers to leave
+    rows: Rows, # on the network's device; they say which layer is missed least
+) -> None:
+    "Take hidden layers out whole, each time the one without which the loss is least; InputError where none can go."
+    if not isinstance(network, MLP):
+        raise InputError(f"prune.depth is {depth}, and a {network.architecture.kind} network has no layers that can go whole", "Leave it at 0, or choose kind mlp.")
+    while len(network.hidden_widths()) > depth:
+        groups = _layer_groups(network.blocks)
+        able = [place for place, group in enumerate(groups) if group[0].in_features == group[0].out_features]
+        if not able:
+            raise InputError(f"prune.depth is {depth}, and of the hidden layers {network.hidden_widths()} none is as wide as what it takes in", "Leave it at 0, or give equal hidden widths (conf/model).")
+        shorter = [nn.Sequential(*(layer for place, group in enumerate(groups) if place != gone for layer in group)) for gone in able]
+        network.blocks = min(shorter, key=lambda blocks: _loss_with(network, blocks, rows))
+        network.architecture = replace(network.architecture, hidden=network.hidden_widths())
+
+
+def _layer_groups(blocks: nn.Sequential) -> list[list[nn.Module]]:
+    "Each linear layer with what follows it."
+    groups: list[list[nn.Module]] = []
+    for layer in blocks:
+        if isinstance(layer, nn.Linear):
+            groups.append([])
+        groups[-1].append(layer)
+    return groups
+
+
+def _loss_with(network: MLP, blocks: nn.Sequential, rows: Rows) -> float:
+    network.blocks = blocks
+    return nn.functional.binary_cross_entropy_with_logits(predict_logits(network, rows), rows.labels).item()
+
 # %% ../../nbs/2_model/08_prune.ipynb #4449a879
 def multiply_accumulates(
     network: Network, # on any device
@@ -540,8 +575,10 @@ def prune(
         return narrow, lines
     if not settings.keep_dropout:
         drop_dropout(narrow)
+    if settings.depth:
+        shorten(narrow, settings.depth, _some(rows, derived_seed(seed, 0)))
     teacher = predict_logits(network, rows) if teacher is None else teacher
-    course = Course(rows, validation, settings, training, seed, precision, checkpoints, teacher, width_schedule(network, settings))
+    course = Course(rows, validation, settings, training, seed, precision, checkpoints, teacher, width_schedule(narrow, settings))
     lines += (_in_one_training if settings.continuous else _in_trainings)(narrow, course)
     return narrow.eval(), lines
 
