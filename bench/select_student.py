@@ -32,7 +32,8 @@ from select_model import METRICS, fold_files, labelled_rows
 FOLDS = 4
 # The pruned network's shape, trained as it is fine-tuned, only longer, since it starts from nothing.
 STUDENT = {"kind": "mlp", "name": "student", "hidden": [32, 32, 32]}
-LONGER = {"epochs": 6}
+LONGER = {"epochs": 6, "patience": 6}
+AT_THE_END = {"epochs": 3, "patience": 6}
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ CANDIDATES = {
     "three layers of 64": Student("lightgbm", {"hidden": [64, 64, 64]}),
     "12 epochs": Student("lightgbm", training={"epochs": 12, "patience": 12}),
     "piecewise linear numbers": Student("lightgbm", PIECEWISE),
-    "pruned, taught by dense": Student("dense", pruned=True),
-    "pruned, taught by LightGBM, days left out": Student("lightgbm", pruned=True),
+    "pruned, taught by dense": Student("dense", training=AT_THE_END, pruned=True),
+    "pruned, taught by LightGBM, days left out": Student("lightgbm", training=AT_THE_END, pruned=True),
     "pruned, so taught, 12 epochs at the end": Student("lightgbm", training={"epochs": 12, "patience": 12}, pruned=True),
     "dense, taught by LightGBM, days left out": Student("lightgbm", {"hidden": [512, 512, 512], "dropout": 0.3}, LIKE_DENSE),
 }
