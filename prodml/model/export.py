@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'HEAD', 'ML', 'ENTRANCE', 'FIRST_LAYER', 'Probability', 'trial_rows', 'compact', 'simplified', 'to_onnx',
-           'export_onnx', 'session', 'predict', 'check_parity', 'empty_graph', 'with_imputation', 'has_compiler',
-           'export_aoti']
+           'export_onnx', 'session', 'predict', 'check_parity', 'with_imputation', 'has_compiler', 'export_aoti']
 
 # %% ../../nbs/2_model/07_export.ipynb #e028f68c
 import copy
@@ -363,20 +362,6 @@ def _trials(network: Network, real: tuple[Tensor, Tensor] | None) -> Iterator[tu
         for size, pieces in ((1, 16), (1000, None)):
             yield from list(zip(*(tensor.split(size) for tensor in real)))[:pieces]
             yield from list(zip(*(tensor.split(size) for tensor in real)))[-1:]
-
-# %% ../../nbs/2_model/07_export.ipynb #48b6e116
-def empty_graph(
-    model: onnx.ModelProto, # whose inputs to take
-) -> onnx.ModelProto:
-    "A graph with the inputs of the model and one node, which hands the first input back as `probability`."
-    given = list(model.graph.input)
-    node = onnx.helper.make_node("Identity", [given[0].name], ["probability"])
-    output = copy.deepcopy(given[0])
-    output.name = "probability"
-    graph = onnx.helper.make_graph([node], "empty", given, [output])
-    empty = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=model.ir_version)
-    onnx.checker.check_model(empty, full_check=True)
-    return empty
 
 # %% ../../nbs/2_model/07_export.ipynb #21b4fc28
 def with_imputation(
