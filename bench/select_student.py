@@ -45,6 +45,11 @@ class Student:
     training: dict = field(default_factory=dict)
     pruned: bool = False
 
+    @property
+    def costly(self) -> bool:
+        """Whether one seed must do: it takes a minute a month, not seconds."""
+        return self.pruned or "numeric_embedding" in self.model or max(self.model.get("hidden", [0])) > 100
+
 
 PIECEWISE = {"numeric_embedding": "piecewise_linear", "numeric_embedding_width": 4, "numeric_bins": 8}
 LIKE_DENSE = {"epochs": 3, "batch_size": 1024, "learning_rate": 0.001, "schedule": "constant"}
@@ -138,25 +143,21 @@ def cache(*inputs) -> Path:
     return project_root() / ".checkpoints" / "select_student" / key
 
 
-def difference(scored: list[Rows], a: list[np.ndarray], b: list[np.ndarray], metric: str) -> dict[str, float]:
-    """The mean over months of score(a) - score(b), with an interval by day; days are drawn within their month."""
-    estimates, values = [], []
-    for seed, (rows, *pair) in enumerate(zip(scored, a, b)):
-        (of_a, values_a), (of_b, values_b) = (resampled(rows.labels.cpu().numpy(), answer, rows.blocks, metric, 500, seed) for answer in pair)
-        estimates.append(of_a - of_b)
-        values.append(values_a - values_b)
-    return percentile_interval(np.mean(estimates), np.mean(values, axis=0))
+def drawn(scored: list[Rows], months: list[list[np.ndarray]], metric: str) -> tuple[float, np.ndarray]:
+    """The mean over months and seeds of a score, and its values when days are drawn anew within each month, [R]."""
+    found = [resampled(rows.labels.cpu().numpy(), answer, rows.blocks, metric, 500, number) for number, (rows, seeds) in enumerate(zip(scored, months)) for answer in seeds]
+    weights = np.concatenate([np.full(len(seeds), 1 / len(seeds)) for seeds in months]) / len(months)
+    return float(weights @ [estimate for estimate, _ in found]), weights @ np.stack([values for _, values in found])
 
 
 def summary(found: dict[str, list[list[np.ndarray]]], scored: list[Rows]) -> dict:
-    """For each model the mean of each metric over months and seeds, and how its first seed differs from LightGBM; printed too."""
-    lines = {}
+    """For each model the mean of each metric over months and seeds, and how it differs from LightGBM; printed too."""
+    trees, lines = {key: drawn(scored, found["lightgbm"], key) for key in METRICS}, {}
     for name, months in found.items():
-        labels = [rows.labels.cpu().numpy() for rows in scored]
-        line = {key: float(np.mean([metric(truth, answer) for truth, seeds in zip(labels, months) for answer in seeds])) for key, metric in METRICS.items()}
-        line["roc_auc_by_month"] = [float(np.mean([METRICS["roc_auc"](truth, answer) for answer in seeds])) for truth, seeds in zip(labels, months)]
-        first = [[month[0] for month in found[model]] for model in (name, "lightgbm")]
-        line["less_lightgbm"] = {key: difference(scored, *first, key) for key in METRICS}
+        own = {key: drawn(scored, months, key) for key in METRICS}
+        line = {key: estimate for key, (estimate, _) in own.items()} | {"seeds": len(months[0])}
+        line["roc_auc_by_month"] = [float(np.mean([METRICS["roc_auc"](rows.labels.cpu().numpy(), answer) for answer in seeds])) for rows, seeds in zip(scored, months)]
+        line["less_lightgbm"] = {key: percentile_interval(own[key][0] - trees[key][0], own[key][1] - trees[key][1]) for key in METRICS}
         lines[name] = line
         less = line["less_lightgbm"]["roc_auc"]
         print(f"{name:42} ROC AUC {line['roc_auc']:.4f}  PR AUC {line['pr_auc']:.4f}  log loss {line['log_loss']:.4f}  less LightGBM {less['estimate']:+.4f} [{less['low']:+.4f}, {less['high']:+.4f}]")
@@ -166,23 +167,24 @@ def summary(found: dict[str, list[list[np.ndarray]]], scored: list[Rows]) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--months", nargs="+", default=["2013-07", "2013-08", "2013-09", "2013-10"])
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=compose()["device"]["threads"])
     parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
     given = parser.parse_args()
     names = ["lightgbm", "dense", *given.candidates]
     found: dict[str, list[list[np.ndarray]]] = {name: [] for name in names}
     scored = []
-    with progress(total=len(given.months) * len(names) * given.seeds, desc="students") as bar:
+    seeds = {name: 1 if name not in CANDIDATES or CANDIDATES[name].costly else given.seeds for name in names}
+    with progress(total=len(given.months) * sum(seeds.values()), desc="students") as bar:
         for month in given.months:
             fold = Fold(month, given.threads)
             for name in names:
                 found[name].append([])
-                for seed in range(given.seeds):
+                for seed in range(seeds[name]):
                     found[name][-1].append(fold.answers(name, seed))
                     bar.update()
             scored.append(fold.score)
-    write_json(project_root() / "bench" / "results" / "select_student.json", {"months": given.months, "seeds": given.seeds, "candidates": summary(found, scored)})
+    write_json(project_root() / "bench" / "results" / "select_student.json", {"months": given.months, "candidates": summary(found, scored)})
 
 
 if __name__ == "__main__":
