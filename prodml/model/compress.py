@@ -51,6 +51,7 @@ class SearchSpace:
     precision: list[str] # modes of conf/quantize
     runtime: list[str] # ONNX Runtime, and AOTInductor for what is not quantized
     rounds: int = 20 # of measuring
+    replicates: int = 200 # resamples for each candidate: the check of the choice takes as many as the budget asks for
 
     def __post_init__(self):
         for key, known in (("precision", MODES), ("runtime", RUNTIMES)):
@@ -232,7 +233,8 @@ def compress(
     folder: Path, # where prunings are kept, to go on from
 ) -> tuple[dict[str, Any], dict[str, PruneSettings], PruneSettings]:
     "The record of the search that conf/compress asks for, each candidate's pruning, and the one of conf/prune; InputError if the network cannot be cut."
-    space, budget = read_settings(SearchSpace, settings["compress"], "compress"), read_settings(Budget, settings["budget"], "budget")
+    space = read_settings(SearchSpace, settings["compress"], "compress")
+    budget = replace(read_settings(Budget, settings["budget"], "budget"), replicates=space.replicates)
     seed, device, threads = settings["seed"], settings["device"], settings["measure"]["threads"]
     set_determinism(seed, device["threads"])
     place = select_device(device["kind"])
