@@ -211,8 +211,8 @@ def draw(
     axis.plot(*zip(*front), color="0.7", linewidth=1, zorder=0)
     if record["chosen"]:
         best = lines[record["chosen"]]
-        axis.annotate(f"chosen: {record['chosen']}", (best["size_bytes"] / 1e3, best["p50_us"]), textcoords="offset points", xytext=(8, -14))
-    axis.set(xscale="log", yscale="log", xlabel="size in kB", ylabel="one row, median in µs", title="black rim: keeps to the budget; line: the Pareto front")
+        axis.annotate(f"chosen: {record['chosen']}", (best["size_bytes"] / 1e3, best["p50_us"]), textcoords="offset points", xytext=(8, -22))
+    axis.set(xscale="log", ylim=(0, 1.1 * max(line["p50_us"] for line in lines.values())), xlabel="size in kB", ylabel="one row, median in µs", title="black rim: keeps to the budget; line: the Pareto front")
     figure.colorbar(points, label="loss of ROC AUC against the parent (validation)")
     axis.legend(fontsize=8, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
