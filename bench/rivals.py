@@ -1,8 +1,8 @@
 """Pruning beside its honest rival: the same small shape trained from scratch, with and without distillation, over seeds.
 
 For each seed a dense network is trained as the train stage does, cut as the prune stage does, and the shape that is left
-is trained from scratch twice: on the labels alone (`scratch`), and drawn towards that dense network (`distilled`). The
-rivals get the learning rate and the passes of conf/reference, which suit small networks. No choice is made here: it
+is trained from scratch twice: on the labels alone (`scratch`), and taught by the teacher that teaches the pruned network
+(`distilled`). The rivals get the learning rate and the passes of conf/reference, which suit small networks. No choice is made here: it
 reads the test rows that the evaluate stage reads. Means over seeds carry Student's t intervals; each seed's differences
 carry an interval by day. Written to bench/results/rivals.json after every seed; seeds that stand there under the same
 settings, data and code are not run again.
@@ -19,12 +19,14 @@ from scipy.stats import t as student_t
 from prodml.core.config import compose, read_settings
 from prodml.core.files import artifact, project_root, read_json, sha256_of, write_json
 from prodml.core.progress import progress
+from prodml.model.compress import own_keys
 from prodml.model.device import select_device, set_determinism
+from prodml.model.distill import read_teacher
 from prodml.model.networks import Network, build_network, count_parameters
 from prodml.model.prune import PruneSettings, fine_tuning_settings, prune
 from prodml.model.reference import fit_rival
 from prodml.model.rows import Rows, load_rows
-from prodml.model.train import TrainSettings, fit_temperature, predict, predict_logits, train
+from prodml.model.train import TrainSettings, fit_temperature, predict, train
 from prodml.stats.bootstrap import paired_difference
 from prodml.stats.scores import log_loss, pr_auc, roc_auc
 
@@ -37,9 +39,9 @@ MODULES = ("encoder", "networks", "train", "prune", "reference")
 
 def settings_hash(conf: dict[str, Any]) -> str:
     """Names the settings, the feature tables and the code that a line of the record belongs to."""
-    files = [artifact("features", f"{name}.parquet") for name in ("train", "validation", "test")]
+    files = [artifact("distill", "logits.parquet"), *(artifact("features", f"{name}.parquet") for name in ("train", "validation", "test"))]
     files += [project_root() / "prodml" / "model" / f"{name}.py" for name in MODULES]
-    asked = {key: conf[key] for key in ("model", "train", "prune", "device")} | {"small": conf["reference"]["small"]}
+    asked = {key: conf[key] for key in ("model", "train", "distill", "prune", "device")} | {"small": conf["reference"]["small"]}
     return hashlib.sha256(json.dumps([asked, [sha256_of(file) for file in files]], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -50,12 +52,12 @@ def fitted(conf: dict[str, Any], encoding: dict[str, Any], rows: Rows, validatio
     dense = build_network(conf["model"], encoding, rows.numbers).to(rows.labels.device)
     train(dense, rows, validation, TrainSettings(**conf["train"]), seed, precision)
     fit_temperature(dense, validation)
-    cut = {key: value for key, value in conf["prune"].items() if key != "fine_tuning"}
+    teacher = read_teacher(artifact("distill", "logits.parquet"), conf["distill"]["teacher"], rows)
     tuning = fine_tuning_settings(conf["train"], conf["prune"]["fine_tuning"])
-    pruned, _ = prune(dense, rows, validation, read_settings(PruneSettings, cut, "prune"), tuning, seed, precision)
+    pruned, _ = prune(dense, rows, validation, PruneSettings(**own_keys(PruneSettings, conf["prune"])), tuning, seed, precision, None, teacher)
     small = read_settings(TrainSettings, {**conf["train"], **conf["reference"]["small"]}, "reference.small")
     shape = {**conf["model"], "hidden": pruned.hidden_widths(), "dropout": pruned.architecture.dropout}
-    teachers = {"scratch": None, "distilled": predict_logits(dense, rows)}
+    teachers = {"scratch": None, "distilled": teacher}
     rivals = {name: fit_rival({**shape, "name": name}, encoding, rows, validation, small, seed, precision, teacher) for name, teacher in teachers.items()}
     return {"dense": dense, "pruned": pruned, **rivals}
 
