@@ -213,7 +213,7 @@ def search_compression(given: argparse.Namespace) -> int:
     from prodml.model.compress import compress, write_record, write_choice
 
     root = project_root()
-    record, cuts, base = compress(compose(given.overrides), root / "build" / "compress")
+    record, cuts = compress(compose(given.overrides), root / "build" / "compress")
     path = write_record(root, record)
     lines = sorted(record["candidates"].items(), key=lambda item: item[1]["p50_us"])
     head = ["candidate", "p50 µs", "p95 µs", "rows/s", "bytes", "ROC AUC lost", "front", "keeps"]
@@ -223,9 +223,9 @@ def search_compression(given: argparse.Namespace) -> int:
         return 1
     if given.write:
         best = record["candidates"][record["chosen"]]
-        for written in write_choice(root / "conf", cuts[record["chosen"]], base, best["precision"]):
+        for written in write_choice(root / "conf", cuts[record["chosen"]], best["precision"]):
             print(f"wrote {written.relative_to(root)}")
-        print("Name the option `searched` in conf/config.yaml for prune, quantize and bundle, then `prodml params` and `dvc repro`.")
+        print("conf/config.yaml names the option `searched` of prune, quantize and bundle: now `prodml params`, then `dvc repro`.")
     return 0
 
 
