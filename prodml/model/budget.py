@@ -85,8 +85,9 @@ def judge_model(
     budget: Budget, # the terms
     seed: int = 0, # of the resamples
 ) -> list[Cost | Clause]:
-    "Every clause that is asked, the costs first."
-    return judge_costs(figures, parent_figures, budget) + judge(labels, parent, candidate, blocks, budget.margins(), slices, budget.replicates, seed, budget.level)
+    "Every clause that is asked, the costs first; the one on slices only where the table has any."
+    margins = {name: margin for name, margin in budget.margins().items() if slices or name != "max_worst_slice_drop"}
+    return judge_costs(figures, parent_figures, budget) + judge(labels, parent, candidate, blocks, margins, slices, budget.replicates, seed, budget.level)
 
 
 def keeps(
