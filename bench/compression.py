@@ -106,6 +106,17 @@ def aot_inductor():
     return candidate(artifacts("train"), ROOT / "build" / "aot_inductor")
 
 
+def standard_graph() -> Path:
+    """The dense network in ONNX's own operators: OpenVINO and ONNX Runtime's quantizer know none of `ai.onnx.ml`."""
+    from prodml.core.files import written
+    from prodml.model.export import to_onnx
+    from prodml.model.networks import load_network
+
+    with written(FOLDER / "dense.onnx") as aside:
+        aside.write_bytes(to_onnx(load_network(artifacts("train")), table_operators=False).SerializeToString(deterministic=True))
+    return FOLDER / "dense.onnx"
+
+
 def onnx_float():
     from prodml.model.measure import in_onnx_runtime
 
@@ -131,7 +142,7 @@ def onnx_int8(kind: str):
             return next(self.batches, None)
 
     prepared, target = FOLDER / "prepared.onnx", FOLDER / f"onnx_int8_{kind}.onnx"
-    quant_pre_process(str(artifacts("train", "model.onnx")), str(prepared))
+    quant_pre_process(str(standard_graph()), str(prepared))
     if kind == "dynamic":
         quantize_dynamic(str(prepared), str(target))
     else:
@@ -230,7 +241,7 @@ def openvino(int8: bool):
     from prodml.model.measure import Candidate
 
     core = ov.Core()
-    model = core.read_model(artifacts("train", "model.onnx"))
+    model = core.read_model(standard_graph())
     if int8:
         import nncf
 
