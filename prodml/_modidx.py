@@ -1299,4 +1299,10 @@ d = { 'settings': { 'branch': 'main',
                                     'prodml.trust.leaks.schedule_rows': ('3_trust/leaks.html#schedule_rows', 'prodml/trust/leaks.py'),
                                     'prodml.trust.leaks.score_of_trees': ('3_trust/leaks.html#score_of_trees', 'prodml/trust/leaks.py'),
                                     'prodml.trust.leaks.values_by_key': ('3_trust/leaks.html#values_by_key', 'prodml/trust/leaks.py'),
-                                    'prodml.trust.leaks.with_column': ('3_trust/leaks.html#with_column', 'prodml/trust/leaks.py')}}}
+                                    'prodml.trust.leaks.with_column': ('3_trust/leaks.html#with_column', 'prodml/trust/leaks.py')},
+            'prodml.trust.models': { 'prodml.trust.models.json_ready': ('3_trust/models.html#json_ready', 'prodml/trust/models.py'),
+                                     'prodml.trust.models.load_model': ('3_trust/models.html#load_model', 'prodml/trust/models.py'),
+                                     'prodml.trust.models.probabilities': ('3_trust/models.html#probabilities', 'prodml/trust/models.py'),
+                                     'prodml.trust.models.test_predictions': ( '3_trust/models.html#test_predictions',
+                                                                               'prodml/trust/models.py'),
+                                     'prodml.trust.models.write_report': ('3_trust/models.html#write_report', 'prodml/trust/models.py')}}}

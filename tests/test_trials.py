@@ -75,7 +75,7 @@ def test_what_re_runs_what(second_table):
     assert stages_run(run(*repro, cwd=second_table)) == []
     edit(second_table / "nbs" / "2_model" / "10_measure.ipynb", "prose", " One more word.")
     assert stages_run(run(*repro, cwd=second_table)) == ["export"]
-    edit(second_table / "nbs" / "3_trust" / "00_evaluate.ipynb", "run", "\n# one more look")
+    edit(second_table / "nbs" / "3_trust" / "01_evaluate.ipynb", "run", "\n# one more look")
     ran = stages_run(run(*repro, cwd=second_table))
     assert "evaluate" in ran and not {"train", "prune", "quantize", "features"} & set(ran)
 
