@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'conformal_quantile', 'fit_conformal', 'check_conformal', 'prediction_sets', 'set_kinds', 'decided',
-           'covered_rows', 'calibration_rows', 'adaptive_sets']
+           'covered_rows', 'fold_of', 'adaptive_sets']
 
 # %% ../../nbs/0_stats/06_conformal.ipynb #3eb0c262
 import math
@@ -99,14 +99,15 @@ def covered_rows(
     return np.asarray(sets)[np.arange(len(labels)), np.asarray(labels).astype(np.int64)]
 
 # %% ../../nbs/0_stats/06_conformal.ipynb #791c45ff
-def calibration_rows(
+def fold_of(
     blocks: np.ndarray, # the block (day) of each row, [N]
+    folds: int, # how many; a table with fewer blocks has a fold for each
 ) -> np.ndarray:
-    "Whether a row lies in the first, third, fifth ... block, bool [N]; InputError on fewer than two blocks."
+    "The fold of each row, int64 [N]: blocks are dealt in their order, one to each fold in turn; InputError on fewer than two folds or blocks."
     names, place = np.unique(np.asarray(blocks), return_inverse=True)
-    if len(names) < 2:
-        raise InputError(f"the rows hold {len(names)} block, so nothing is left to measure on", "Calibrate on rows of two days or more.", column="block")
-    return place % 2 == 0
+    if folds < 2 or len(names) < 2:
+        raise InputError(f"{len(names)} blocks and {folds} folds leave nothing to measure on", "Give two folds or more, and rows of two days or more.", column="block")
+    return place % min(folds, len(names))
 
 # %% ../../nbs/0_stats/06_conformal.ipynb #4b4ba313
 def adaptive_sets(
