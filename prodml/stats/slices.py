@@ -49,12 +49,28 @@ def slices_of(
     if len(distinct) <= quantiles:
         masks = {f"{name} = {value:g}": numbers == value for value in distinct}
     else:
-        edges = np.unique(np.quantile(present, np.linspace(0, 1, quantiles + 1)))
-        part = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
-        known = ~np.isnan(numbers)
-        masks = {f"{name} from {low:g} to {high:g}": known & (part == place) for place, (low, high) in enumerate(zip(edges, edges[1:]))}
+        masks = _cut(name, numbers, present, quantiles)
     missing = np.isnan(numbers)
     return masks | ({f"{name} = missing": missing} if missing.any() else {})
+
+
+def _cut(name: str, numbers: np.ndarray, present: np.ndarray, quantiles: int) -> dict[str, np.ndarray]:
+    "Slices of a number: each value that more rows share than a part would hold, and between such values parts of equal size."
+    values, counts = np.unique(present, return_counts=True)
+    common = values[counts * quantiles > len(present)]
+    masks = {}
+    for low, high in zip([-np.inf, *common], [*common, np.inf]):
+        between = present[(present > low) & (present < high)]
+        if len(between):
+            parts = max(round(quantiles * len(between) / len(present)), 1)
+            edges = np.unique(np.quantile(between, np.linspace(0, 1, parts + 1)))
+            inside = (numbers > low) & (numbers < high)
+            part = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, max(len(edges) - 2, 0))
+            ends = zip(edges, edges[1:]) if len(edges) > 1 else [(edges[0], edges[0])]
+            masks |= {f"{name} from {a:g} to {b:g}" if a < b else f"{name} = {a:g}": inside & (part == place) for place, (a, b) in enumerate(ends)}
+        if high < np.inf:
+            masks[f"{name} = {high:g}"] = numbers == high
+    return masks
 
 
 def all_slices(
