@@ -38,7 +38,9 @@ def slices_of(
     quantiles: int = 4, # parts of equal size that a number is cut in
     vocabulary: Sequence[str] | None = None, # the categories that training listed; others are one slice
 ) -> dict[str, np.ndarray]:
-    "{'column = value' or 'column from a to b': mask [N]}, with a slice of what is missing, and of what training did not list, where there is such."
+    "{'column = value' or 'column from a to b': mask [N]}, with a slice of what is missing, and of what training did not list, where there is such; InputError on fewer than one quantile."
+    if quantiles < 1:
+        raise InputError(f"a number shall be cut in {quantiles} parts", "Give 1 or more quantiles.", column=name)
     if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
         named = {value: str(value) if vocabulary is None or value in vocabulary else "unlisted" for value in values.unique().to_pylist()} | {None: "missing"}
         words = np.array([named[value] for value in values.to_pylist()], object)

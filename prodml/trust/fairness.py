@@ -214,6 +214,8 @@ def compare_groups(
     level: float = 0.95, # of each interval
 ) -> dict[str, Any]:
     "{groups: lines by model and group with intervals, gaps: lines by model and measure, rises: lines by compressed model and measure, left_out: what the other groups are short of}; no gap where fewer than two groups are above the floor."
+    if replicates < 2 or not 0 < level < 1:
+        raise InputError(f"fairness has {replicates} replicates and the level {level}", "Give 2 replicates or more, and a level between 0 and 1.", file="conf/fairness")
     names = [str(name) for name in sorted(set(groups))]
     short = {name: floor.short_of(labels[groups == name], blocks[groups == name]) for name in names}
     kept = np.isin(groups, [name for name in names if not short[name]])
