@@ -354,7 +354,9 @@ def performance(
     chosen = found.thresholds.get(found.serves)
     if chosen is not None:
         blocks.append(text(f"An answer is called positive from a probability of {chosen:.4f}: that threshold was chosen on the validation rows."))
-    return replace(section, blocks=tuple(blocks), tables=(*section.tables, *_differences(found)))
+    # The headline stays last.
+    tables = sorted((*section.tables, *_differences(found)), key=lambda table: table.name == "evaluate-headline")
+    return replace(section, blocks=tuple(blocks), tables=tuple(tables))
 
 # %% ../../nbs/3_trust/13_card.ipynb #fbd71aaa
 def target_words(
