@@ -175,7 +175,7 @@ def markdown_text(
     escaped = _SPECIAL.sub(r"\\\1", " ".join(visible(line).split()))
     escaped = "".join(_ENTITIES.get(sign, sign) for sign in escaped)
     # What would begin a list, a rule or a heading.
-    return re.sub(r"^([-+=])|^(\d+)([.)])", lambda found: f"\\{found[1]}" if found[1] else f"{found[2]}\\{found[3]}", escaped)
+    return re.sub(r"^([-+=])|^(\d+)([.)])(?=\s|$)", lambda found: f"\\{found[1]}" if found[1] else f"{found[2]}\\{found[3]}", escaped)
 
 
 def _markdown_line(line: str) -> str:
@@ -191,10 +191,11 @@ def _inner(part: str) -> str:
 def _markdown_block(block: Block) -> str:
     if block.kind == "heading":
         return f"### {markdown_text(block.lines[0])}"
+    said = "*Stated by a person:*\n\n" if block.stated else ""
     if block.kind == "list":
-        return "\n".join(f"- {_markdown_line(line)}" for line in block.lines)
+        return said + "\n".join(f"- {_markdown_line(line)}" for line in block.lines)
     mark = {"missing": "> ⚠️ ", "warning": "> **Attention.** "}.get(block.kind, "")
-    return "\n\n".join(mark + _markdown_line(line) for line in block.lines)
+    return said + "\n\n".join(mark + _markdown_line(line) for line in block.lines)
 
 
 def markdown_table(
