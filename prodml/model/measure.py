@@ -23,6 +23,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper
 
+from ..bundle.bundle import OneRow
 from ..core.errors import InputError
 from ..core.files import read_json, sha256_of
 from .device import select_device
@@ -58,7 +59,7 @@ def in_onnx_runtime(
     graph: str | Path | bytes, # an exported graph, as a file or its bytes
     threads: int = 1, # cores per call
 ) -> Candidate:
-    "A graph in ONNX Runtime."
+    "A graph in ONNX Runtime, asked as an opened bundle asks it."
     runtime = session(graph, threads)
     size = len(graph) if isinstance(graph, bytes) else Path(graph).stat().st_size
     # A table without categories leaves no codes in the graph.
@@ -67,7 +68,7 @@ def in_onnx_runtime(
     def inputs(rows):
         return {name: getattr(rows, name).numpy() for name in wanted}
 
-    return Candidate("ONNX Runtime", size, inputs, lambda feed: runtime.run(["probability"], feed)[0])
+    return Candidate("ONNX Runtime", size, inputs, OneRow(runtime))
 
 
 def exported(
