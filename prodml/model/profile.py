@@ -53,7 +53,7 @@ def graphs_of(
     "The encoding, and the graphs by name; InputError if there is none."
     folder = Path(folder)
     if (folder / MANIFEST).exists():
-        _, contents = verified(folder)
+        _, contents = verified(folder, unsigned=True)
         names = json.loads(contents["model.json"])["graphs"]
         return json.loads(contents["encoding.json"]), {name: contents[file] for name, file in names.items()}
     paths = {name: folder / stage / "model.onnx" for name, stage in STAGES.items()}

@@ -185,5 +185,5 @@ def largest_difference(
     keys = rows["key"].to_pylist()
     if not set(keys) <= set(expected):
         raise InputError("a row has no evaluated prediction", "Run `dvc repro evaluate` on the same features.", column="key")
-    answers = open_bundle(folder, graph).predict(rows)
+    answers = open_bundle(folder, graph, unsigned=True, rejected=True).predict(rows)
     return float(np.max(np.abs(answers - np.array([expected[key] for key in keys])), initial=0.0))
