@@ -55,18 +55,19 @@ def outputs_of(
     stage: str, # a stage of dvc.yaml
     root: Path, # the project
 ) -> list[str]:
-    "The paths that a stage writes, relative to the project, without its report; empty if it is not in dvc.yaml."
+    "The paths that a stage writes, relative to the project, without its report; the artifacts that it reads if it writes none; empty if it is not in dvc.yaml."
     about = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"].get(stage, {})
     listed = [*about.get("outs", []), *about.get("metrics", [])]
     names = [name for item in listed for name in (item if isinstance(item, dict) else [item])]
-    return sorted(name for name in names if not name.startswith("reports/"))
+    made = sorted(name for name in names if not name.startswith("reports/"))
+    return made or sorted(name for name in about.get("deps", []) if name.startswith("artifacts/"))
 
 
 def outputs_hash(
     stage: str, # a stage of dvc.yaml
     root: Path, # the project
 ) -> str | None:
-    "The SHA-256 over what a stage made, as it lies there now; None if it makes nothing, or something is missing."
+    "The SHA-256 over `outputs_of` a stage, as it lies there now; None if there are none, or one is missing."
     paths = [root / name for name in outputs_of(stage, root)]
     if not paths or not all(path.exists() for path in paths):
         return None
