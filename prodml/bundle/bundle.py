@@ -59,13 +59,16 @@ def _read(path: Path) -> bytes:
         handle = os.open(path, _OPEN_FLAGS)
     except OSError:
         raise InputError("the bundle lacks this file, or it cannot be read", remedy, file=path) from None
-    with os.fdopen(handle, "rb") as stream:
+    try:
         info, most = os.fstat(handle), LARGEST_BYTES.get(path.name, LARGEST_FILE_BYTES)
         if not stat.S_ISREG(info.st_mode):
             raise InputError("this is no plain file", remedy, file=path)
         if info.st_size > most:
             raise InputError(f"the file has {info.st_size:,} bytes, more than the {most:,} that such a file may have", remedy, file=path)
-        return stream.read(info.st_size)
+        with os.fdopen(handle, "rb", closefd=False) as stream:
+            return stream.read(info.st_size)
+    finally:
+        os.close(handle)
 
 
 _HASH = re.compile("[0-9a-f]{64}")

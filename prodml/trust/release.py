@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECORDS', 'JOULES_PER_KWH', 'RELEASE', 'revision_of', 'powers', 'carbon_kg', 'energy_of', 'check_sources',
-           'release_facts', 'shown_release', 'release', 'make_key', 'release_parser', 'add_arguments', 'run_release',
-           'main']
+           'committed', 'costs_of_making', 'shown_release', 'release', 'make_key', 'release_parser', 'add_arguments',
+           'run_release', 'main']
 
 # %% ../../nbs/3_trust/15_release.ipynb #9777fe4e
 import argparse
@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def _codecarbon() -> Iterator[None]:
         logger.disabled = before
 
 
+@cache
 def powers() -> tuple[float | None, float, str]:
     "Design power of the processor in watts (None if unknown), power of the memory in watts, and where both come from."
     from codecarbon import __version__
@@ -158,19 +160,25 @@ def _published(place: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def release_facts(
+def committed(
     root: Path, # the project
-    country: str | None, # where the model was made, ISO 3166
     dirty: bool, # whether uncommitted changes are taken
-    now: datetime, # the date of the release
 ) -> dict[str, Any]:
-    "Revision, date, records and energy; InputError on uncommitted changes."
+    "{revision, uncommitted: files}; InputError on uncommitted changes."
     revision, changed = revision_of(root)
     if changed and not dirty:
         raise InputError(f"the working tree differs from its commit in {len(changed)} files, such as {changed[0]}", "Commit them, or release with --dirty.", file=root)
+    return {"revision": revision, "uncommitted": changed}
+
+
+def costs_of_making(
+    root: Path, # the project
+    country: str | None, # where the model was made, ISO 3166
+) -> dict[str, Any]:
+    "{stages: the record of each, stages_without_record, energy}."
     records, without = records_of(root)
     kept = {stage: {name: record[name] for name in ("date", "seconds", "cpu_seconds", "peak_memory_mb", "processor_joules", "host")} for stage, record in records.items()}
-    return {"revision": revision, "uncommitted": changed, "date": now.isoformat(timespec="seconds"), "stages": kept, "stages_without_record": without, "energy": energy_of(records, country)}
+    return {"stages": kept, "stages_without_record": without, "energy": energy_of(records, country)}
 
 
 def shown_release(
@@ -203,21 +211,26 @@ def release(
     manifest, contents = verified(bundle, unsigned=True)
     if not rejected:
         refuse_rejected(rejections(contents), bundle, "released")
-    facts = release_facts(root, country, dirty, now)
+    commit = committed(root, dirty)
     check_sources(manifest, root)
     name = json_of(contents["model.json"], "model.json")["name"]
-    version = version or f"{now:%Y.%m.%d}-{facts['revision'][:7]}"
-    if not _NAME.fullmatch(f"{name}-{version}"):
-        raise InputError(f"{name}-{version} is no name of a release", "Use letters, digits, dot, plus, minus and underscore.")
-    about = {"format": 1, "name": name, "version": version, "public_key": fingerprint(signer.public_key()), "bundle": _manifest_hash(manifest)}
-    place = Path(target) / f"{name}-{version}"
+    version = version or f"{now:%Y.%m.%d}-{commit['revision'][:7]}"
+    about = {"format": 1, "name": name, "version": version, "date": now.isoformat(timespec="seconds"), "public_key": fingerprint(signer.public_key()), "bundle": _manifest_hash(manifest)}
+    place = _place(Path(target), f"{name}-{version}")
     with _published(place) as aside:
-        _write(aside, contents, about | facts, _measured(root, facts), manifest["provenance"])
+        facts = about | commit | costs_of_making(root, country)
+        _write(aside, contents, facts, _measured(root, facts), manifest["provenance"])
         signed = (aside / MANIFEST).read_bytes()
         write_json(aside / SIGNATURE, signature_of(signed, signer))
         check_signature(signed, (aside / SIGNATURE).read_bytes(), {about["public_key"]: signer.public_key()}, SIGNATURE)
         open_bundle(aside, unsigned=True, rejected=True)
     return place
+
+
+def _place(target: Path, name: str) -> Path:
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{name} is no name of a release", "Use letters, digits, dot, plus, minus and underscore.")
+    return target / name
 
 
 def _manifest_hash(manifest: Mapping[str, Any]) -> str:
