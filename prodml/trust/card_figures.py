@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'RULE', 'BLUE', 'ORANGE', 'GREEN', 'PURPLE', 'YELLOW', 'STYLE', 'DARK', 'Table', 'COLORS',
            'MOST_SLICES', 'RATES', 'MOST_COLUMNS', 'SPLITS', 'DRAWINGS', 'Figure', 'themed', 'printed', 'drawn',
-           'lines_of', 'models_of', 'known', 'interval', 'dots', 'legend', 'spoken', 'draw_reliability', 'draw_months',
-           'draw_slices', 'draw_groups', 'draw_importance', 'draw_attacks', 'draw_losses', 'draw_coverage', 'draw_rows',
-           'figures_of']
+           'lines_of', 'models_of', 'known', 'interval', 'dots', 'legend', 'spoken', 'draw_reliability',
+           'draw_thresholds', 'draw_months', 'draw_slices', 'draw_groups', 'draw_importance', 'draw_attacks',
+           'draw_losses', 'draw_coverage', 'draw_selective', 'draw_rows', 'figures_of']
 
 # %% ../../nbs/3_trust/13_card_figures.ipynb #a7addcfb
 import io
@@ -41,7 +41,7 @@ DARK = {INK: "#e4e8ec", FAINT: "#98a2ad", RULE: "#38414b", BLUE: "#56b4e9", ORAN
 class Figure:
     "A drawing of a card."
 
-    name: str # its file's name
+    name: str # its file's name: the stage and the table that it shows
     caption: str # how to read it
     alt: str # what it shows, for who cannot see it
     svg: str # the drawing, self-contained
@@ -75,8 +75,15 @@ def drawn(
         canvas, text = Canvas(figsize=(width, height), layout="constrained"), io.StringIO()
         draw(canvas)
         canvas.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    # The document type names a host, which a reader might ask.
-    return themed(text.getvalue()[text.getvalue().index("<svg") :])
+    return themed(_lean(text.getvalue()))
+
+
+def _lean(svg: str) -> str:
+    "Without document type and metadata, which name hosts that a reader might ask, and with hundredths of a point as the finest."
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    places = re.compile(r'(?<= )(?:d|x|y|x1|x2|y1|y2)="[^"]*"|translate\([^)]*\)')
+    svg = places.sub(lambda found: re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), found[0]), svg)
+    return re.sub(r"\s*\n\s*", "\n", svg)
 
 # %% ../../nbs/3_trust/13_card_figures.ipynb #b00fed70
 Table = Mapping[str, Any]
@@ -87,10 +94,11 @@ def lines_of(
     table: Table | None, # {columns, rows, note} of a report, or None
     *needed: str, # columns
 ) -> list[dict[str, Any]]:
-    "The lines as {column: cell}; none if the table is not there or lacks a needed column."
-    if table is None or not set(needed) <= set(table["columns"]):
+    "The lines as {column, with _ for blanks: cell}; none if the table is not there or lacks a needed column."
+    columns = [str(name).replace(" ", "_") for name in table["columns"]] if table else []
+    if not set(needed) <= set(columns):
         return []
-    return [dict(zip(table["columns"], row)) for row in table["rows"]]
+    return [dict(zip(columns, row)) for row in table["rows"]]
 
 
 def models_of(
@@ -183,13 +191,38 @@ def draw_reliability(
         axis.plot([0, top], [0, top], color=FAINT, linewidth=1, linestyle="--")
         for name, color in list(models.items())[::-1]:
             own = sorted((line for line in lines if line["model"] == name), key=lambda line: line["probability"])
-            axis.plot([line["probability"] for line in own], [line["share"] for line in own], "o-", markersize=3.5, linewidth=1.2, color=color, label=name)
+            errors = np.array([interval(line, "share") for line in own])[:, :, 0].T if name == serves else None
+            axis.errorbar([line["probability"] for line in own], [line["share"] for line in own], yerr=errors, fmt="o-", markersize=3.5, linewidth=1.2, color=color, label=name)
         axis.set(xlabel="predicted probability", ylabel="share that was positive", xlim=(0, top), ylim=(0, top), aspect="equal")
         axis.legend(loc="upper left")
 
     own = [line for line in lines if line["model"] == serves]
     alt = f"Reliability of {serves}. Predicted probability, then the share that was positive: " + "; ".join(f"{line['probability']:.2f} was {line['share']:.2f}" for line in own) + "."
-    return Figure("reliability", "Reliability: rows in groups of equal size by their predicted probability. On the dashed line a probability is what it says; below it, too high.", alt, drawn(draw, 4.6, 4.4))
+    return Figure("evaluate-reliability", "Reliability: rows in groups of equal size by their predicted probability. On the dashed line a probability is what it says; below it, too high. Bars are intervals.", alt, drawn(draw, 4.2, 4.0))
+
+# %% ../../nbs/3_trust/13_card_figures.ipynb #41989226
+def draw_thresholds(
+    table: Table | None, # evaluate: model, threshold, precision, recall, and their ends
+    serves: str, # the model that ships
+) -> Figure | None:
+    "Precision and recall of the model that ships against the threshold, with intervals."
+    lines = [line for line in known(lines_of(table, "model", "threshold", "precision", "recall"), "threshold", "recall") if line["model"] == serves]
+    lines = sorted(lines, key=lambda line: line["threshold"])
+    if len(lines) < 2:
+        return None
+
+    def draw(canvas: Canvas) -> None:
+        axis = canvas.subplots()
+        for score, color in (("precision", ORANGE), ("recall", BLUE)):
+            own = known(lines, score)
+            axis.plot([line["threshold"] for line in own], [line[score] for line in own], "o-", markersize=3.5, linewidth=1.3, color=color, label=score)
+            ends = [line for line in own if line.get(f"{score}_low") is not None and line.get(f"{score}_high") is not None]
+            axis.fill_between([line["threshold"] for line in ends], [line[f"{score}_low"] for line in ends], [line[f"{score}_high"] for line in ends], color=color, alpha=0.18, linewidth=0)
+        axis.set(xlabel="threshold", ylabel="share", ylim=(0, 1.02), xlim=(0, 1))
+        legend(axis)
+
+    alt = f"{serves}, recall by threshold: " + spoken(lines, lambda line: f"at {line['threshold']:g}", "recall", 20)
+    return Figure("evaluate-thresholds", "Of the rows at or above a threshold, how many are positive (precision); of the positive rows, how many are at or above it (recall). Bands are intervals.", alt, drawn(draw, 5.6, 3.1))
 
 # %% ../../nbs/3_trust/13_card_figures.ipynb #032dbbac
 def draw_months(
@@ -198,7 +231,8 @@ def draw_months(
 ) -> Figure | None:
     "ROC AUC and log loss by month with intervals, of at most four models."
     lines = known(lines_of(table, "model", "month", "roc_auc", "low", "high"), "roc_auc")
-    months = sorted({str(line["month"]) for line in lines})
+    lines = [line | {"month": f"{line['month']} {'' if line.get('split', 'test') == 'test' else line['split']}".strip()} for line in lines]
+    months = sorted({line["month"] for line in lines})
     if not months:
         return None
     models = models_of(lines, serves, 4)
@@ -209,21 +243,21 @@ def draw_months(
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, (score, (title, low, high)) in zip(axes, panels.items()):
-            placed = [{"place": str(line["month"]), "model": line["model"], score: line[score], "low": line.get(low), "high": line.get(high)} for line in known(lines, score)]
+            placed = [{"place": line["month"], "model": line["model"], score: line[score], "low": line.get(low), "high": line.get(high)} for line in known(lines, score)]
             dots(axis, placed, months, models, "model", score)
             axis.set_xlabel(title)
         legend(axes[-1])
 
     own = [line for line in lines if line["model"] == serves]
-    alt = f"ROC AUC of {serves} by month: " + spoken(own, lambda line: str(line["month"]), "roc_auc")
-    return Figure("months", "By month, with intervals: a model that decays moves from row to row in one direction.", alt, drawn(draw, 7.0, 1.1 + 0.2 * len(models) * len(months)))
+    alt = f"ROC AUC of {serves} by month: " + spoken(own, lambda line: line["month"], "roc_auc")
+    return Figure("evaluate-by-month", "By month, with intervals: a model that decays moves from row to row in one direction.", alt, drawn(draw, 7.0, 1.1 + 0.2 * len(models) * len(months)))
 
 # %% ../../nbs/3_trust/13_card_figures.ipynb #542d1eb8
 MOST_SLICES = 30 # that a page holds
 
 
 def draw_slices(
-    table: Table | None, # slices: slice, rows, roc_auc, low, high, dense roc_auc
+    table: Table | None, # slices: slice, rows, roc_auc, low, high, dense_roc_auc
     serves: str, # the model that ships
 ) -> Figure | None:
     "ROC AUC of each declared slice with its interval, the lowest on top."
@@ -238,18 +272,18 @@ def draw_slices(
     def draw(canvas: Canvas) -> None:
         axis = canvas.subplots()
         for height, line in enumerate(top):
-            if isinstance(line.get("dense roc_auc"), float):
-                axis.plot(line["dense roc_auc"], height, "o", markersize=6.5, markerfacecolor="none", markeredgecolor=ORANGE, label="dense" if not axis.get_legend_handles_labels()[1] else None)
+            if isinstance(line.get("dense_roc_auc"), float):
+                axis.plot(line["dense_roc_auc"], height, "o", markersize=6.5, markerfacecolor="none", markeredgecolor=ORANGE, label="dense" if not axis.get_legend_handles_labels()[1] else None)
         dots(axis, top, [line["place"] for line in top], {serves: BLUE}, "model", "roc_auc")
         axis.set_xlabel("ROC AUC (right is better)")
         legend(axis)
 
     alt = f"ROC AUC of {serves} by slice, the lowest first: " + spoken(top, lambda line: str(line["slice"]), "roc_auc")
     cut = f" The lowest {len(top)} of {len(lines)}." if len(lines) > len(top) else ""
-    return Figure("slices", f"Slices and how many rows each has, with intervals, the lowest ROC AUC on top.{cut}", alt, drawn(draw, 7.0, 0.9 + 0.21 * len(top)))
+    return Figure("slices-declared", f"Slices and how many rows each has, with intervals, the lowest ROC AUC on top.{cut}", alt, drawn(draw, 7.0, 0.9 + 0.21 * len(top)))
 
-# %% ../../nbs/3_trust/13_card_figures.ipynb #1398113d
-RATES = {"selection rate": BLUE, "true positive rate": GREEN, "false positive rate": ORANGE}
+# %% ../../nbs/3_trust/13_card_figures.ipynb #95cbb011
+RATES = {"selection_rate": BLUE, "true_positive_rate": GREEN, "false_positive_rate": ORANGE}
 
 
 def draw_groups(
@@ -260,18 +294,18 @@ def draw_groups(
     lines = lines_of(table, "column", "group", *RATES)
     lines = [line for line in lines if line.get("model", serves) == serves]
     places = [f"{line['column']} = {line['group']}" for line in lines]
-    placed = [{"place": place, "rate": rate, "value": line[rate]} for place, line in zip(places, lines) for rate in RATES if isinstance(line[rate], (int, float))]
+    placed = [{"place": place, "rate": rate.replace("_", " "), "value": line[rate]} for place, line in zip(places, lines) for rate in RATES if isinstance(line[rate], (int, float))]
     if not placed:
         return None
 
     def draw(canvas: Canvas) -> None:
         axis = canvas.subplots()
-        dots(axis, placed, list(dict.fromkeys(places)), RATES, "rate", "value", spread=0.0)
+        dots(axis, placed, list(dict.fromkeys(places)), {rate.replace("_", " "): color for rate, color in RATES.items()}, "rate", "value", spread=0.0)
         axis.set(xlabel="rate", xlim=(0, 1))
         legend(axis)
 
     alt = f"Selection rate of {serves} by group: " + spoken([line for line in placed if line["rate"] == "selection rate"], lambda line: line["place"], "value")
-    return Figure("groups", "Rates by group: equal dots of one colour are parity. Where base rates differ, not all three can be equal.", alt, drawn(draw, 7.0, 0.9 + 0.24 * len(set(places))))
+    return Figure("fairness-groups", "Rates by group: equal dots of one colour are parity. Where base rates differ, not all three can be equal.", alt, drawn(draw, 7.0, 0.9 + 0.24 * len(set(places))))
 
 # %% ../../nbs/3_trust/13_card_figures.ipynb #8558ae52
 MOST_COLUMNS = 15 # of an importance
@@ -300,11 +334,11 @@ def draw_importance(
         legend(axis)
 
     alt = f"Importance to {serves}: " + spoken(lines, lambda line: str(line["column"]), serves)
-    return Figure("importance", "The columns that matter most to the model that ships (bars), and what they are to the models that it came from.", alt, drawn(draw, 7.0, 0.9 + 0.22 * len(lines)))
+    return Figure("explain-importance", "The columns that matter most to the model that ships (bars), and what they are to the models that it came from.", alt, drawn(draw, 7.0, 0.9 + 0.22 * len(lines)))
 
 # %% ../../nbs/3_trust/13_card_figures.ipynb #cea5d9fc
 def draw_attacks(
-    table: Table | None, # robustness: attack, epsilon, model, flipped, and perhaps random flipped
+    table: Table | None, # robustness: attack, epsilon, model, flipped, and perhaps random_flipped
     serves: str, # the model that ships
 ) -> Figure | None:
     "Share of decisions that an attack turns over, by its size, of the model that ships and its parent."
@@ -320,15 +354,15 @@ def draw_attacks(
             for name, color in models.items():
                 own = sorted((line for line in lines if (str(line["attack"]), line["model"]) == (attack, name)), key=lambda line: line["epsilon"])
                 axis.plot([line["epsilon"] for line in own], [line["flipped"] for line in own], "o-", markersize=4, linewidth=1.3, color=color, label=name)
-                chance = [line for line in own if isinstance(line.get("random flipped"), (int, float))]
-                axis.plot([line["epsilon"] for line in chance], [line["random flipped"] for line in chance], ":", linewidth=1.3, color=color)
+                chance = [line for line in own if isinstance(line.get("random_flipped"), (int, float))]
+                axis.plot([line["epsilon"] for line in chance], [line["random_flipped"] for line in chance], ":", linewidth=1.3, color=color)
             axis.set(title=attack, xlabel="size of the change", ylim=(0, None))
         axes[0].set_ylabel("share of decisions turned over")
         axes[0].legend(loc="upper left")
 
     own = [line for line in lines if line["model"] == serves]
     alt = f"Share of decisions of {serves} turned over: " + spoken(own, lambda line: f"{line['attack']} at {line['epsilon']:g}", "flipped")
-    return Figure("attacks", "What an attacker who knows the model turns over by changes of a given size; dotted, random changes of the same size.", alt, drawn(draw, max(3.6, 2.2 * len(attacks) + 1.2), 2.9))
+    return Figure("robustness-attacks", "What an attacker who knows the model turns over by changes of a given size; dotted, random changes of the same size.", alt, drawn(draw, max(3.6, 2.2 * len(attacks) + 1.2), 2.9))
 
 # %% ../../nbs/3_trust/13_card_figures.ipynb #8026ce2e
 def draw_losses(
@@ -341,7 +375,7 @@ def draw_losses(
     lines = known(lines_of(table, "model", "roc_auc", "low", "high"), "roc_auc")
     if not lines:
         return None
-    first = table["columns"][: table["columns"].index("model")]
+    first = [name for name in list(lines[0])[: list(lines[0]).index("model")] if name not in ("roc_auc", "low", "high")]
     lines = [line | {"place": " ".join(_short(line[column]) for column in first)} for line in lines]
     places = list(dict.fromkeys(line["place"] for line in lines))[:MOST_SLICES]
     models = {model: color for model, color in models_of(lines, serves).items() if model in (serves, "dense")}
@@ -354,7 +388,7 @@ def draw_losses(
         legend(axis)
 
     alt = f"ROC AUC of {serves}: " + spoken([line for line in placed if line["model"] == serves], lambda line: line["place"], "roc_auc")
-    return Figure(name, caption, alt, drawn(draw, 7.0, 0.9 + 0.27 * len(places)))
+    return Figure(name, caption, alt, drawn(draw, 7.0, 1.0 + 0.27 * len(places)))
 
 
 def _short(cell: Any) -> str:
@@ -384,7 +418,32 @@ def draw_coverage(
         legend(axis)
 
     alt = f"Coverage of {serves}: " + spoken(lines, lambda line: f"{line['place']}, {line['of']},", "coverage")
-    return Figure("coverage", "Coverage that was measured, with intervals; dashed, what was promised. Left of its line a set holds the truth less often than it says.", alt, drawn(draw, 7.0, 1.0 + 0.3 * len(places)))
+    return Figure("uncertainty-coverage", "Coverage that was measured, with intervals; dashed, what was promised. Left of its line a set holds the truth less often than it says.", alt, drawn(draw, 7.0, 1.0 + 0.3 * len(places)))
+
+# %% ../../nbs/3_trust/13_card_figures.ipynb #c904145f
+def draw_selective(
+    table: Table | None, # uncertainty: abstained, accuracy, low, high, period, and perhaps accuracy_of_zeros
+    serves: str, # the model that ships
+) -> Figure | None:
+    "Accuracy of the rows that are answered against the share that is not, by period."
+    lines = known(lines_of(table, "abstained", "accuracy", "low", "high", "period"), "abstained", "accuracy")
+    if not lines:
+        return None
+    periods = dict(zip(dict.fromkeys(str(line["period"]) for line in lines), [GREEN, BLUE, ORANGE, PURPLE]))
+
+    def draw(canvas: Canvas) -> None:
+        axis = canvas.subplots()
+        for period, color in periods.items():
+            own = sorted((line for line in lines if str(line["period"]) == period), key=lambda line: line["abstained"])
+            errors = np.array([interval(line, "accuracy") for line in own])[:, :, 0].T
+            axis.errorbar([line["abstained"] for line in own], [line["accuracy"] for line in own], yerr=errors, fmt="o-", markersize=4, linewidth=1.2, color=color, label=period)
+            plain = known([line for line in own if "accuracy_of_zeros" in line], "accuracy_of_zeros")
+            axis.plot([line["abstained"] for line in plain], [line["accuracy_of_zeros"] for line in plain], ":", linewidth=1.3, color=color)
+        axis.set(xlabel="share of rows without an answer", ylabel="accuracy of the rest", xlim=(0, 1))
+        legend(axis)
+
+    alt = f"Accuracy of {serves} on the rows that it answers: " + spoken(lines, lambda line: f"{line['period']}, {line['abstained']:.0%} without an answer,", "accuracy")
+    return Figure("uncertainty-selective", "Right answers among those that are given, with intervals. Dotted: what saying 0 to each of the same rows would reach.", alt, drawn(draw, 5.6, 3.1))
 
 # %% ../../nbs/3_trust/13_card_figures.ipynb #99a70c38
 SPLITS = {"train": FAINT, "validation": GREEN, "test": BLUE}
@@ -413,19 +472,21 @@ def draw_rows(
         legend(counts)
 
     alt = "Share of positives by month: " + spoken(lines, lambda line: f"{line['month']} ({line['split']}, {line['rows']:,} rows)", "positives")
-    return Figure("rows", "Rows, and the share of them that is positive, by month and split.", alt, drawn(draw, 7.0, 3.4))
+    return Figure("data-rows", "Rows, and the share of them that is positive, by month and split.", alt, drawn(draw, 7.0, 3.4))
 
 # %% ../../nbs/3_trust/13_card_figures.ipynb #2460cb3d
 DRAWINGS: dict[tuple[str, str], Callable[[Table | None, str], Figure | None]] = {
     ("evaluate", "reliability"): draw_reliability,
+    ("evaluate", "thresholds"): draw_thresholds,
     ("evaluate", "by_month"): draw_months,
     ("uncertainty", "coverage"): draw_coverage,
+    ("uncertainty", "selective"): draw_selective,
     ("slices", "declared"): draw_slices,
     ("fairness", "groups"): draw_groups,
     ("explain", "importance"): draw_importance,
     ("robustness", "attacks"): draw_attacks,
-    ("robustness", "stress"): lambda table, serves: draw_losses(table, serves, "stress", "Noise and holes in the columns, and what they cost, with intervals."),
-    ("robustness", "outages"): lambda table, serves: draw_losses(table, serves, "outages", "What is left when a feed falls silent, with intervals."),
+    ("robustness", "stress"): lambda table, serves: draw_losses(table, serves, "robustness-stress", "Noise and holes in the columns, and what they cost, with intervals."),
+    ("robustness", "outages"): lambda table, serves: draw_losses(table, serves, "robustness-outages", "What is left when a feed falls silent, with intervals."),
 }
 
 
