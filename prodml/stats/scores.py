@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HIGHER_IS_BETTER', 'checked', 'Ranking', 'rank', 'area_under_roc', 'average_precision', 'roc_auc', 'pr_auc',
-           'row_log_loss', 'row_brier', 'log_loss', 'brier', 'reliability', 'ece', 'f1', 'accuracy', 'best_threshold',
-           'row_costs', 'cheapest_threshold', 'fit_calibration', 'scores']
+           'row_log_loss', 'row_brier', 'log_loss', 'brier', 'reliability', 'ece', 'ranked_ece', 'f1', 'accuracy',
+           'best_threshold', 'row_costs', 'cheapest_threshold', 'fit_calibration', 'scores']
 
 # %% ../../nbs/0_stats/00_scores.ipynb #79798e1e
 from collections.abc import Callable
@@ -180,6 +180,21 @@ def ece(
     "Expected calibration error over bins of equal mass, in [0, 1]."
     confidence, positives, total = reliability(labels, probabilities, weights, bins)
     return float(np.average(np.abs(confidence - positives), weights=total))
+
+# %% ../../nbs/0_stats/00_scores.ipynb #9a398127
+def ranked_ece(
+    ranking: Ranking, # of the rows
+    true: np.ndarray, # weight of positive rows down to each tie group, [G], from `ranking.positives`
+    false: np.ndarray, # weight of negative rows down to each tie group, [G]
+    bins: int = 15, # bins of equal weight
+) -> float:
+    "Expected calibration error over bins of equal mass, in [0, 1]: that of `ece`, from cumulative sums."
+    called = true + false
+    mass = np.diff(called, prepend=0)
+    middle = (called[-1] - called + mass / 2) / called[-1]  # from the lowest probability up, as in `reliability`
+    inner = np.searchsorted(-(middle * bins), -np.arange(bins - 1, 0, -1), side="right")
+    gap = np.append(0, np.cumsum(mass * ranking.values) - true)
+    return float(np.abs(np.diff(gap[[0, *inner, len(called)]])).sum() / called[-1])
 
 # %% ../../nbs/0_stats/00_scores.ipynb #c64c3b7e
 def f1(
