@@ -187,7 +187,8 @@ def shown_release(
     "What the released card shows of it."
     energy = facts["energy"]
     shown = {"version": facts["version"], "revision": facts["revision"], "date": facts["date"], "public_key": facts["public_key"], "seconds": {stage: record["seconds"] for stage, record in facts["stages"].items()}}
-    shown |= {"energy_kwh": energy["energy_kwh"], "energy_by": energy["method"], "carbon_kg": energy["carbon_kg"], "country": energy["country"] or "not stated"}
+    counted = len(facts["stages"])
+    shown |= {"stages_counted": f"{counted} of {counted + len(facts['stages_without_record'])}", "energy_kwh": energy["energy_kwh"], "energy_by": energy["method"], "carbon_kg": energy["carbon_kg"], "country": energy["country"] or "not stated"}
     if facts["stages_without_record"]:
         shown["stages_without_record"] = ", ".join(facts["stages_without_record"])
     if facts["uncommitted"]:
