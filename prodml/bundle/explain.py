@@ -6,7 +6,7 @@
 __all__ = ['Answer', 'METHOD', 'column_of_input', 'Baseline', 'typical_row', 'Design', 'size_weights', 'make_design',
            'Explanation', 'logit_of', 'Explainer', 'explain', 'baseline_document', 'read_baseline', 'open_explainer']
 
-# %% ../../nbs/0_bundle/03_explain.ipynb #30b6fda9
+# %% ../../nbs/0_bundle/03_explain.ipynb #ac1fe318
 from collections.abc import Callable, Mapping
 from math import comb
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 from .encode import input_names
 from ..core.errors import InputError
 
-# %% ../../nbs/0_bundle/03_explain.ipynb #8b5c34d7
+# %% ../../nbs/0_bundle/03_explain.ipynb #3ed62726
 def column_of_input(
     encoding: Mapping[str, Any], # encoding.json
 ) -> np.ndarray:
@@ -25,7 +25,7 @@ def column_of_input(
     inputs = [*encoding["numeric"], *encoding["categorical"]]
     return np.array([place[column.get("indicator_of", column["name"])] for column in inputs], np.int64)
 
-# %% ../../nbs/0_bundle/03_explain.ipynb #e65993d2
+# %% ../../nbs/0_bundle/03_explain.ipynb #9a116ab6
 class Baseline(NamedTuple):
     "The row that a prediction is compared with."
     numbers: np.ndarray # float32 [n], NaN where missing
@@ -56,7 +56,7 @@ def _most_frequent(vocabulary: list[str], counted: Mapping[str, Any] | None) -> 
     known = [(count, value) for value, count in zip(counted["values"], counted["counts"]) if value in vocabulary] if counted and counted["kind"] == "category" else []
     return vocabulary.index(max(known, key=lambda pair: pair[0])[1]) + 1 if known else 0
 
-# %% ../../nbs/0_bundle/03_explain.ipynb #4ec014bc
+# %% ../../nbs/0_bundle/03_explain.ipynb #2edbdd79
 class Design(NamedTuple):
     "P pairs of coalitions of k players, and the regression on them."
     coalitions: np.ndarray # bool [2P, k]: P coalitions, then their complements
@@ -116,7 +116,7 @@ def _regression(half: np.ndarray, weights: np.ndarray, exact: bool) -> Design:
     leverage = np.clip((signs * projection.T).sum(axis=1), 0, 0.99)
     return Design(np.concatenate([half, ~half]), projection, rest, np.zeros(len(half)) if exact else 1 / (1 - leverage))
 
-# %% ../../nbs/0_bundle/03_explain.ipynb #8689aea0
+# %% ../../nbs/0_bundle/03_explain.ipynb #f78911b5
 class Explanation(NamedTuple):
     "Shares of N rows: base + shares.sum(axis=1) == logits."
     base: float # logit of the baseline
@@ -240,7 +240,7 @@ def explain(
     "The shares of the columns in each row; for many calls keep an `Explainer`."
     return Explainer(getattr(model, "predict_encoded", model), baseline, column_of_input, samples, seed)(numbers, codes)
 
-# %% ../../nbs/0_bundle/03_explain.ipynb #1ecf666d
+# %% ../../nbs/0_bundle/03_explain.ipynb #a6d797dc
 METHOD = "paired leverage sampling"
 
 
