@@ -23,7 +23,7 @@ import yaml
 from ..core.errors import InputError
 from ..core.files import read_json, write_json, written
 from .card import SCORES, Block, Card, Fact, Section, Table, heading
-from .card_figures import Figure, printed
+from .card_figures import FONTS, Figure, legible, printed, visible
 
 # %% ../../nbs/3_trust/13_card_pages.ipynb #59597226
 NAMES = {"score", "measure"} # columns whose cells are names of a report
@@ -172,7 +172,7 @@ def markdown_text(
     line: str, # plain text
 ) -> str:
     "The text for a paragraph or a cell, on one line."
-    escaped = _SPECIAL.sub(r"\\\1", " ".join(line.split()))
+    escaped = _SPECIAL.sub(r"\\\1", " ".join(visible(line).split()))
     escaped = "".join(_ENTITIES.get(sign, sign) for sign in escaped)
     # What would begin a list, a rule or a heading.
     return re.sub(r"^([-+=])|^(\d+)([.)])", lambda found: f"\\{found[1]}" if found[1] else f"{found[2]}\\{found[3]}", escaped)
@@ -280,13 +280,17 @@ footer{margin-top:3rem;padding-top:1rem;border-top:1px solid var(--rule);font-si
 STATES = {True: "good", False: "bad", None: "open"}
 
 
+def _escaped(text: str) -> str:
+    return html.escape(visible(text))
+
+
 def _html_line(line: str) -> str:
-    return "".join(f'<a href="{html.escape(address)}">{html.escape(part)}</a>' if address else html.escape(part) for part, address in parts_of(line))
+    return "".join(f'<a href="{_escaped(address)}">{_escaped(part)}</a>' if address else _escaped(part) for part, address in parts_of(line))
 
 
 def _html_block(block: Block) -> str:
     if block.kind == "heading":
-        return f"<h3>{html.escape(block.lines[0])}</h3>"
+        return f"<h3>{_escaped(block.lines[0])}</h3>"
     if block.kind == "list":
         inner = "<ul>" + "".join(f"<li>{_html_line(line)}</li>" for line in block.lines) + "</ul>"
     else:
@@ -298,43 +302,43 @@ def _html_block(block: Block) -> str:
 def _html_cell(cell: str, numeric: bool, first: bool) -> str:
     style = "n" if numeric else cell if cell in ("yes", "no") else "hash" if re.fullmatch(r"[0-9a-f]{40,}", cell) else ""
     tag, scope = ("th", ' scope="row"') if first else ("td", "")
-    return f"<{tag}{scope}" + (f' class="{style}"' if style else "") + f">{html.escape(cell)}</{tag}>"
+    return f"<{tag}{scope}" + (f' class="{style}"' if style else "") + f">{_escaped(cell)}</{tag}>"
 
 
 def html_table(
     table: Shown,
 ) -> str:
     "A table with its title as caption, in a box that scrolls."
-    head = "".join(f'<th scope="col"{" class=n" if numeric else ""}>{html.escape(name)}</th>' for name, numeric in zip(table.columns, table.numeric))
+    head = "".join(f'<th scope="col"{" class=n" if numeric else ""}>{_escaped(name)}</th>' for name, numeric in zip(table.columns, table.numeric))
     lines = ["<tr>" + "".join(_html_cell(cell, numeric, place == 0) for place, (cell, numeric) in enumerate(zip(row, table.numeric))) + "</tr>" for row in table.rows]
     body = "\n".join(lines) or f'<tr><td colspan="{len(table.columns)}">No lines.</td></tr>'
-    note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
-    return f'<div class="table" role="region" tabindex="0" aria-label="{html.escape(table.title)}"><table><caption>{html.escape(table.title)}</caption><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>{note}'
+    note = f'<p class="note">{_escaped(table.note)}</p>' if table.note else ""
+    return f'<div class="table" role="region" tabindex="0" aria-label="{_escaped(table.title)}"><table><caption>{_escaped(table.title)}</caption><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>{note}'
 
 
 def _html_figure(figure: Figure) -> str:
     data = base64.b64encode(figure.svg.encode()).decode()
-    return f'<figure><img alt="{html.escape(figure.alt)}" src="data:image/svg+xml;base64,{data}"><figcaption>{html.escape(figure.caption)}</figcaption></figure>'
+    return f'<figure><img alt="{_escaped(figure.alt)}" src="data:image/svg+xml;base64,{data}"><figcaption>{_escaped(figure.caption)}</figcaption></figure>'
 
 
 def _html_section(section: Section) -> str:
     inner = [*map(_html_block, section.blocks), *(_html_figure(part) if isinstance(part, Figure) else html_table(shown(part)) for part in in_order(section))]
-    return f'<section id="{html.escape(section.name)}" aria-labelledby="{html.escape(section.name)}-title"><h2 id="{html.escape(section.name)}-title">{html.escape(section.title)}</h2>\n' + "\n".join(inner) + "\n</section>"
+    return f'<section id="{_escaped(section.name)}" aria-labelledby="{_escaped(section.name)}-title"><h2 id="{_escaped(section.name)}-title">{_escaped(section.title)}</h2>\n' + "\n".join(inner) + "\n</section>"
 
 
 def html_page(
     card: Card,
 ) -> str:
     "The card as one HTML file that asks no other host for anything and runs no script."
-    contents = "".join(f'<li><a href="#{html.escape(section.name)}">{html.escape(section.title)}</a></li>' for section in card.sections)
-    facts = "".join(f'<div><dt>{html.escape(fact.label)}</dt><dd class="value">{html.escape(fact.value)}</dd><dd class="note">{html.escape(fact.note)}</dd></div>' for fact in card.facts)
+    contents = "".join(f'<li><a href="#{_escaped(section.name)}">{_escaped(section.title)}</a></li>' for section in card.sections)
+    facts = "".join(f'<div><dt>{_escaped(fact.label)}</dt><dd class="value">{_escaped(fact.value)}</dd><dd class="note">{_escaped(fact.note)}</dd></div>' for fact in card.facts)
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return "\n".join([
         "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">', '<meta name="viewport" content="width=device-width,initial-scale=1">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">', f"<title>Model card: {html.escape(card.title)}</title>", f"<style>{CSS}</style>", "</head>", "<body>",
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">', f"<title>Model card: {_escaped(card.title)}</title>", f"<style>{CSS}</style>", "</head>", "<body>",
         '<a class="skip" href="#card">To the card</a>', '<div class="frame">', f'<nav aria-label="Contents"><h2>Contents</h2><ol>{contents}</ol></nav>', '<main id="card">',
-        f'<header><p class="kind">Model card</p><h1>{html.escape(card.title)}</h1><p class="summary">{html.escape(card.summary)}</p>',
-        f'<p class="verdict {STATES[card.passed]}">{html.escape(card.verdict)}</p>' + (f'<dl class="facts">{facts}</dl>' if facts else "") + "</header>",
+        f'<header><p class="kind">Model card</p><h1>{_escaped(card.title)}</h1><p class="summary">{_escaped(card.summary)}</p>',
+        f'<p class="verdict {STATES[card.passed]}">{_escaped(card.verdict)}</p>' + (f'<dl class="facts">{facts}</dl>' if facts else "") + "</header>",
         *map(_html_section, card.sections), "<footer>Made by prodml from the reports of the pipeline that made the model.</footer>", "</main>", "</div>", "</body>", "</html>",
     ]) + "\n"
 
@@ -347,7 +351,7 @@ TYPST = r"""
 #let panel = rgb("#f6f8fa")
 #let states = (good: (rgb("#0b6b4f"), rgb("#e3f5ee")), bad: (rgb("#a4262c"), rgb("#fdecec")), open: (rgb("#7a4d00"), rgb("#fff5df")))
 #set document(title: "Model card: " + card.title, date: none)
-#set text(font: ("Libertinus Serif", "DejaVu Sans Mono"), size: 10pt, fill: ink, lang: "en", number-type: "lining")
+#set text(font: ("Libertinus Serif", "DejaVu Sans"), size: 10pt, fill: ink, lang: "en", number-type: "lining")
 #set par(leading: 0.62em, justify: false)
 #set page(paper: "a4", margin: (x: 2.1cm, top: 2.2cm, bottom: 2.1cm), footer: context {
   set text(size: 8pt, fill: soft)
@@ -440,8 +444,16 @@ def pdf_content(
     return {"title": card.title, "summary": card.summary, "verdict": card.verdict, "state": STATES[card.passed], "facts": [asdict(fact) for fact in card.facts], "sections": sections}
 
 
+def _legible(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: item if name == "svg" else _legible(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_legible(item) for item in value]
+    return legible(value) if isinstance(value, str) else value
+
+
 def _compiler(card: Card) -> typst.Compiler:
-    return typst.Compiler(ignore_system_fonts=True, sys_inputs={"card": json.dumps(pdf_content(card), sort_keys=True)})
+    return typst.Compiler(ignore_system_fonts=True, font_paths=[str(FONTS)], sys_inputs={"card": json.dumps(_legible(pdf_content(card)), sort_keys=True)})
 
 
 def pdf_page(
