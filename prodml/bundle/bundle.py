@@ -13,6 +13,7 @@ import re
 import stat
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import onnxruntime
 
 from .encode import RowEncoder
+from .explain import Explainer, Explanation, open_explainer
 from .sign import Paths, check_signature, json_of, trusted_keys
 from ..core.errors import InputError
 from ..core.files import sha256_of, write_json
@@ -209,7 +211,7 @@ def refuse_rejected(
         raise InputError(f"the bundle is rejected and cannot be {action}: {'; '.join(reasons)}", "Make a model that keeps to the gates (conf/trust), or say that you take a rejected one: rejected=True.", file=Path(folder) / GATES)
 
 
-READ = ("model", "encoding", "contract", "thresholds", "metrics", "conformal")  # the others are for people, or for those who ask
+READ = ("model", "encoding", "contract", "thresholds", "metrics", "conformal", "explain")  # the others are for people, or for those who ask
 
 
 class Bundle:
@@ -234,7 +236,7 @@ class Bundle:
         self.manifest, self.model = manifest, about["name"]
         self.encoding, self.contract = parts["encoding"], parts["contract"]
         self.metrics, self.threshold = parts.get("metrics", {}), parts["thresholds"][self.graph]
-        self.conformal = parts.get("conformal")
+        self.conformal, self.explaining = parts.get("conformal"), parts.get("explain")
         if self.conformal is not None:
             check_conformal(self.conformal)
         self.rejected = rejections(contents)
@@ -273,6 +275,20 @@ class Bundle:
         if self.graph != self._serves:
             raise InputError(f"the conformal quantiles are of the graph {self._serves!r}, and {self.graph!r} is open", "Open the bundle without naming a graph.")
         return prediction_sets(probabilities, self.conformal)
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        "What explains encoded rows, from the baseline in the bundle; InputError if there is none."
+        if self.explaining is None:
+            raise InputError("the bundle holds no baseline for explanations", "Make it with the stage `explain`.")
+        return open_explainer(self.predict_encoded, self.explaining, self.encoding)
+
+    def explain(
+        self,
+        columns: Mapping[str, Any], # column name -> values, [N] each
+    ) -> Explanation:
+        "How much each column, in the order of `explaining['columns']`, moves the logit of each row from that of the baseline; InputError on bad columns, or without a baseline."
+        return self.explainer(*self._encode(columns))
 
 
 def open_bundle(
