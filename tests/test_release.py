@@ -17,7 +17,7 @@ from conftest import ROOT, git, run
 
 from prodml.bundle.bundle import MANIFEST, SIGNATURE, open_bundle, write_manifest
 from prodml.bundle.sign import new_key, private_key, signature_of
-from prodml.core.config import stage_values
+from prodml.core.config import read_params, stage_values
 from prodml.core.errors import InputError
 from prodml.core.files import read_json, write_json
 from prodml.core.records import recorded
@@ -25,6 +25,7 @@ from prodml.model.export import export_onnx
 from prodml.model.networks import build_network, save_network
 from prodml.model.rows import made_up_rows
 from prodml.trust.bundle import make_bundle, model_parameters, provenance_of
+from prodml.trust.gates import read_gates
 from prodml.trust.models import write_report
 from prodml.trust.release import main, release
 
@@ -268,6 +269,20 @@ def test_a_rejected_bundle_is_made_but_not_opened_or_released(project, key, tmp_
     place = release(folder, tmp_path / "out", key, "1", rejected=True, root=project)
     refused("worst slice", place, public(key))
     assert open_bundle(place, trusted=public(key), rejected=True)
+
+
+def test_the_gates_of_conf_can_be_read():
+    gates = read_gates(read_params(ROOT)["trust"]["gates"])
+    assert len(gates) > 5 and all(gate.why for gate in gates)
+
+
+def test_what_was_not_examined_breaks_a_gate_that_is_required(project, tmp_path):
+    missing = GATES[0] | {"name": "coverage", "stage": "uncertainty", "value": "coverage_validation"}
+    assert build(project, tmp_path / "a", [missing]) == ["coverage: uncertainty.coverage_validation was not examined"]
+    assert build(project, tmp_path / "b", [missing | {"required": "protected"}]) == []
+    with pytest.raises(InputError, match="no such number.*Is worst_roc_auc meant"):
+        build(project, tmp_path / "c", [GATES[0] | {"value": "worst_roc"}])
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_dirty_tree_a_taken_name_and_other_sources(project, released, key, tmp_path):
