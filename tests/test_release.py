@@ -213,7 +213,7 @@ def test_another_key_does_not_do(copy, key, tmp_path):
     new_key(other)
     refused("none of the 1 that are trusted", copy, public(other))
     refused("none of the 0 that are trusted", copy)
-    write_json(copy / SIGNATURE, signature_of((copy / MANIFEST).read_bytes(), private_key(other)))
+    (copy / SIGNATURE).write_bytes(signature_of((copy / MANIFEST).read_bytes(), private_key(other)))
     refused("none of the 1 that are trusted", copy, public(key))
     stolen = read_json(copy / SIGNATURE) | {"key": read_json(copy / "release.json")["public_key"]}
     write_json(copy / SIGNATURE, stolen)
@@ -234,13 +234,16 @@ def test_a_signature_that_cannot_be_read(copy, key, text):
     refused("cannot be read|no signature", copy, public(key))
 
 
-def test_a_truncated_signature(copy, key):
+def test_a_truncated_or_stretched_signature(copy, key):
     data = (copy / SIGNATURE).read_bytes()
     for length in range(0, len(data) - 2, 7):
         (copy / SIGNATURE).write_bytes(data[:length])
         refused("cannot be read", copy, public(key))
     (copy / SIGNATURE).write_bytes(b" " * 5000 + data)
     refused("more than the", copy, public(key))
+    for spaces in (b" " + data, data + b"\n", data.replace(b": ", b":")):
+        (copy / SIGNATURE).write_bytes(spaces)
+        refused("not of these bytes", copy, public(key))
 
 
 def test_links_pipes_and_folders_are_no_files(copy, key, tmp_path):

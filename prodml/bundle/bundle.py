@@ -301,7 +301,11 @@ def open_bundle(
     rejected: bool = False, # whether to take a bundle that breaks a gate
 ) -> Bundle:
     "Verify signature and files of a bundle and load it; InputError when it is not whole, not signed by a trusted key, or rejected, unless a flag says to take it."
-    bundle = Bundle(*verified(folder, trusted, unsigned, changed), graph, threads)
+    found = verified(folder, trusted, unsigned, changed)
+    try:
+        bundle = Bundle(*found, graph, threads)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"the files of the bundle do not fit together ({type(error).__name__}: {error})", "Make it again: `dvc repro bundle`.", file=folder) from error
     if not rejected:
         refuse_rejected(bundle.rejected, folder)
     return bundle

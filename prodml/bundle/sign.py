@@ -141,9 +141,14 @@ _FIELDS = {"algorithm", "format", "key", "signature"}
 def signature_of(
     data: bytes, # what is signed
     key: Ed25519PrivateKey, # of `private_key`
-) -> dict[str, Any]:
-    "The content of a signature file: format, algorithm, fingerprint of the key, and the signature in base64."
-    return {"format": 1, "algorithm": "Ed25519", "key": fingerprint(key.public_key()), "signature": base64.b64encode(key.sign(data)).decode()}
+) -> bytes:
+    "A signature file in JSON: format, algorithm, fingerprint of the key, and the signature in base64."
+    return _file_of(fingerprint(key.public_key()), key.sign(data))
+
+
+def _file_of(key: str, signature: bytes) -> bytes:
+    content = {"algorithm": "Ed25519", "format": 1, "key": key, "signature": base64.b64encode(signature).decode()}
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def check_signature(
@@ -163,7 +168,11 @@ def check_signature(
             f"If you know whose it is, add the public key: as an argument, or to {TRUSTED}.", file=file,
         )
     try:
-        key.verify(base64.b64decode(about["signature"], validate=True), data)
+        raw = base64.b64decode(about["signature"], validate=True)
+        key.verify(raw, data)
     except (InvalidSignature, binascii.Error, TypeError, ValueError):
-        raise InputError("the signature is not of these bytes: they, or the signature, were changed after the release", "Copy the bundle again from its source; do not use this one.", file=file) from None
+        raw = b""
+    # The file has one form alone: a space more, or a bit that base64 does not use, is a change as well.
+    if _file_of(about["key"], raw) != signature:
+        raise InputError("the signature is not of these bytes: they, or the signature, were changed after the release", "Copy the bundle again from its source; do not use this one.", file=file)
     return about["key"]

@@ -222,7 +222,7 @@ def release(
         facts = about | commit | costs_of_making(root, country)
         _write(aside, contents, facts, _measured(root, facts), manifest["provenance"])
         signed = (aside / MANIFEST).read_bytes()
-        write_json(aside / SIGNATURE, signature_of(signed, signer))
+        (aside / SIGNATURE).write_bytes(signature_of(signed, signer))
         check_signature(signed, (aside / SIGNATURE).read_bytes(), {about["public_key"]: signer.public_key()}, SIGNATURE)
         open_bundle(aside, unsigned=True, rejected=True)
     return place
