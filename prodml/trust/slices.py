@@ -124,7 +124,7 @@ def found_table(
     return {
         "columns": columns, "rows": [_found_line(item, labels, predictions, masks, serve, confirming) for item in search.found],
         "note": f"Of {search.tested:,} slices above the floor, {len(search.candidates)} were proposed by one half of the days and {len(search.found)} confirmed by the other, whose figures these are. "
-        "expected: the log loss if the probabilities were right. rest, difference, low and high: against all other rows, of what was searched by.",
+        "expected: the log loss if the probabilities were right. rest, difference, low and high: against all other rows, of what was searched by; the interval has two sides, the test behind adjusted_p one.",
     }
 
 
