@@ -8,7 +8,7 @@ __all__ = ['METHODS', 'Encoded', 'column_of_feature', 'Problem', 'Attribution', 
            'feature_ablation', 'feature_permutation', 'attribute', 'seeded', 'logits', 'mixed_rows', 'ablation',
            'completeness_error', 'infidelity', 'sensitivity', 'rank_agreement', 'importance']
 
-# %% ../../nbs/3_trust/06_attribute.ipynb #76c6d909
+# %% ../../nbs/3_trust/06_attribute.ipynb #d57de8cb
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ from ..model.networks import Network
 from ..model.rows import Rows
 from .models import Model
 
-# %% ../../nbs/3_trust/06_attribute.ipynb #4e52738e
+# %% ../../nbs/3_trust/06_attribute.ipynb #afcddefa
 class Encoded(nn.Module):
     "A copy of a network that takes encoded rows [N, width] instead of numbers and codes, and gives logits [N]."
 
@@ -75,7 +75,7 @@ def column_of_feature(
     owner = [*range(count), *(inputs.numeric.index(name) for name in inputs.missing), *(count + place for place in range(len(inputs.categorical)))]
     return np.repeat(owner, widths)
 
-# %% ../../nbs/3_trust/06_attribute.ipynb #8f5dd765
+# %% ../../nbs/3_trust/06_attribute.ipynb #0de754c2
 class Problem(NamedTuple):
     "What a method is given."
     function: Callable[[Tensor], Tensor] # encoded rows [N, width] to logits [N]
@@ -121,11 +121,11 @@ def _of_group(problem: Problem, of_features: Tensor) -> np.ndarray:
     first = [int(torch.nonzero(problem.owner == column)[0]) for column in range(problem.columns)]
     return of_features[:, first].detach().cpu().double().numpy()
 
-# %% ../../nbs/3_trust/06_attribute.ipynb #0b451746
+# %% ../../nbs/3_trust/06_attribute.ipynb #81be7676
 def integrated_gradients(
     problem: Problem, # what to explain
     effort: int = 64, # midpoints on the path to begin with
-    tolerance: float = 1e-3, # the shares may miss the logit by this
+    tolerance: float = 5e-4, # the shares may miss the logit by this
     most: int = 16384, # midpoints, at most
 ) -> np.ndarray:
     "Shares by integrated gradients, float64 [N, columns]."
@@ -152,7 +152,7 @@ def gradient_shap(
         sums += count * method.attribute(problem.features, problem.reference, n_samples=count).detach()
     return by_column(problem, sums / effort)
 
-# %% ../../nbs/3_trust/06_attribute.ipynb #55d3ffab
+# %% ../../nbs/3_trust/06_attribute.ipynb #2753156f
 def shapley_sampling(
     problem: Problem, # what to explain
     effort: int = 50, # random orders
@@ -251,7 +251,7 @@ def seeded(
         finally:
             np.random.set_state(before)
 
-# %% ../../nbs/3_trust/06_attribute.ipynb #bae54067
+# %% ../../nbs/3_trust/06_attribute.ipynb #a20db1cf
 def logits(
     model: Model, # of `load_model`
     numbers: Tensor, # [N, n], on the model's device
@@ -294,7 +294,7 @@ def ablation(
         found.append(whole - logits(model, *mixed_rows(rows, baseline, encoding, kept, index)))
     return torch.stack(found, dim=1).numpy()
 
-# %% ../../nbs/3_trust/06_attribute.ipynb #7f88166e
+# %% ../../nbs/3_trust/06_attribute.ipynb #6d5ea06f
 def completeness_error(
     told: Attribution, # of any method
 ) -> np.ndarray:
@@ -346,7 +346,7 @@ def sensitivity(
     with seeded(seed):
         return captum.metrics.sensitivity_max(told, rows.numbers / scale, perturb_radius=radius, n_perturb_samples=draws).cpu().numpy()
 
-# %% ../../nbs/3_trust/06_attribute.ipynb #b6e15851
+# %% ../../nbs/3_trust/06_attribute.ipynb #a74dbf21
 def rank_agreement(
     a: np.ndarray, # shares by column, [N, C]
     b: np.ndarray, # of another model, [N, C]
