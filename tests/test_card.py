@@ -108,6 +108,11 @@ def test_every_table_of_markdown_keeps_its_columns(card):
     assert len(tables) == len(unescaped) > 50 and set(unescaped) <= {3, 4, 5, 6, 7, 8, len(HOSTILE) + 1}
 
 
+def test_a_statement_is_told_from_what_was_computed(card):
+    pages = {"*Stated by a person:*": markdown_page(card), '<div class="said">': html_page(card)}
+    assert {page.count(mark) for mark, page in pages.items()} == {2}, "the description and the caveats"
+
+
 def test_pdf_reads_no_program(card):
     first = pdf_page(card)
     assert first.startswith(b"%PDF-1.7") and b"CreationDate" not in first and len(first) > 50_000

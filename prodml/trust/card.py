@@ -299,7 +299,8 @@ def as_table(
         place = columns.index("model")
         first = {model: order for order, model in enumerate((serves, *MODELS)[::-1])}
         rows = tuple(sorted(rows, key=lambda row: -first.get(row[place], -1)))
-    return Table(f"{stage}-{name}".replace("_", "-"), title, columns, rows, str(table.get("note") or ""))
+    # A card knows no markup: what a note sets as code is its plain text.
+    return Table(f"{stage}-{name}".replace("_", "-"), title, columns, rows, str(table.get("note") or "").replace("`", ""))
 
 
 def stage_section(
@@ -353,7 +354,9 @@ def performance(
     chosen = found.thresholds.get(found.serves)
     if chosen is not None:
         blocks.append(text(f"An answer is called positive from a probability of {chosen:.4f}: that threshold was chosen on the validation rows."))
-    return replace(section, blocks=tuple(blocks), tables=(*section.tables, *_differences(found)))
+    # The headline stays last.
+    tables = sorted((*section.tables, *_differences(found)), key=lambda table: table.name == "evaluate-headline")
+    return replace(section, blocks=tuple(blocks), tables=tuple(tables))
 
 # %% ../../nbs/3_trust/13_card.ipynb #fbd71aaa
 def target_words(
@@ -518,17 +521,18 @@ ANNEX_IV = (
 )
 
 
+def _annex(titles: Mapping[str, str]) -> Table:
+    points = tuple((point, asks, ", ".join(titles[name] for name in names if name in titles) or "Not in this card") for point, asks, names in ANNEX_IV)
+    return Table("reading-annex", "Where to find what Annex IV of the EU AI Act asks", ("point", "asks", "in this card"), points, "A help to find things. The card claims no conformity.")
+
+
 def reading_section(
     scores: Sequence[str], # that the card shows
     titles: Mapping[str, str], # section -> its title, of the sections that the card has
 ) -> Section:
     "What the scores mean, and where Annex IV is answered."
     meanings = tuple(meaning for name, meaning in SCORES.items() if name in scores)
-    points = tuple((point, asks, ", ".join(titles[name] for name in names if name in titles) or "Not in this card") for point, asks, names in ANNEX_IV)
-    tables = (
-        Table("reading-scores", "What the scores mean", ("score", "meaning"), meanings, ""),
-        Table("reading-annex", "Where to find what Annex IV of the EU AI Act asks", ("point", "asks", "in this card"), points, "A help to find things. The card claims no conformity."),
-    )
+    tables = (Table("reading-scores", "What the scores mean", ("score", "meaning"), meanings, ""), _annex(titles))
     blocks = (
         text("Everything here is computed from the run that made the model, but for the statements of a person, which are named as such in the sections on use, data, oversight and limits. An interval is given as value [low, high]; a dash is what could not be computed."),
         text("Whole tables, where a page shows only their first lines, stand in model_card.json beside this page."),
@@ -647,9 +651,11 @@ def release_card(
         tables.append(Table("release-seconds", "Time by stage", ("stage", "seconds"), (*times, ("together", sum(seconds.values()))), "Wall time of the run that made the artifacts."))
     tables += _budget(budget) if budget else []
     section = Section("release", "Release", (text("What differs from run to run, and is therefore no part of what the pipeline makes."),), tuple(tables))
-    sections = [item for item in made.sections if item.name != "release"]
-    place = next((place for place, item in enumerate(sections) if item.name == "reading"), len(sections))
-    return replace(made, sections=(*sections[:place], section, *sections[place:]))
+    sections = [item for item in made.sections if item.name not in ("release", "reading")] + [section]
+    titles = {item.name: item.title for item in (*sections, *made.sections)}
+    for reading in (item for item in made.sections if item.name == "reading"):
+        sections.append(replace(reading, tables=tuple(_annex(titles) if table.name == "reading-annex" else table for table in reading.tables)))
+    return replace(made, sections=tuple(sections))
 
 
 def _budget(budget: Mapping[str, Any]) -> list[Table]:

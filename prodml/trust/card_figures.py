@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'RULE', 'BLUE', 'ORANGE', 'GREEN', 'PURPLE', 'YELLOW', 'STYLE', 'DARK', 'FONTS', 'Table', 'COLORS',
-           'MOST_SLICES', 'RATES', 'MOST_COLUMNS', 'SPLITS', 'DRAWINGS', 'Figure', 'themed', 'printed', 'drawn',
-           'visible', 'legible', 'lines_of', 'models_of', 'known', 'interval', 'dots', 'legend', 'spoken',
+           'MOST_SLICES', 'RATES', 'MOST_COLUMNS', 'MOST_PANELS', 'SPLITS', 'DRAWINGS', 'Figure', 'themed', 'printed',
+           'drawn', 'visible', 'legible', 'lines_of', 'models_of', 'known', 'interval', 'dots', 'legend', 'spoken',
            'draw_reliability', 'draw_thresholds', 'draw_months', 'draw_slices', 'draw_groups', 'draw_importance',
-           'draw_attacks', 'draw_losses', 'draw_coverage', 'draw_selective', 'draw_rows', 'figures_of']
+           'draw_dependence', 'draw_waterfall', 'draw_attacks', 'draw_losses', 'draw_coverage', 'draw_selective',
+           'draw_rows', 'figures_of']
 
 # %% ../../nbs/3_trust/13_card_figures.ipynb #a7addcfb
 import io
@@ -25,6 +26,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ft2font import FT2Font
+from scipy.special import expit
 
 # %% ../../nbs/3_trust/13_card_figures.ipynb #50e8c01f
 INK, FAINT, RULE = "#1f2933", "#7b8794", "#d9dee3"
@@ -203,6 +205,10 @@ def spoken(
     told = "; ".join(f"{name(line)} {line[value]:.3f}" for line in lines[:most])
     return told + (f"; and {len(lines) - most} more" if len(lines) > most else "") + "."
 
+
+def _short(cell: Any) -> str:
+    return f"{cell:g}" if isinstance(cell, float) else "" if cell is None else str(cell)
+
 # %% ../../nbs/3_trust/13_card_figures.ipynb #0f3552bf
 def draw_reliability(
     table: Table | None, # evaluate: model, probability, positives (a share), rows
@@ -370,6 +376,90 @@ def draw_importance(
     alt = f"Importance to {serves}: " + spoken(lines, lambda line: str(line["column"]), serves)
     return Figure("explain-importance", "The columns that matter most to the model that ships (bars), and what they are to the models that it came from.", alt, drawn(draw, 7.0, 0.9 + 0.22 * len(lines)))
 
+# %% ../../nbs/3_trust/13_card_figures.ipynb #3056ab4c
+MOST_PANELS = 6 # columns whose dependence is drawn
+
+
+def _dependence_panel(axis: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
+    numbers, words = known(lines, "value"), [line for line in lines if not isinstance(line["value"], (int, float))]
+    if numbers:
+        numbers.sort(key=lambda line: line["value"])
+        axis.plot([line["value"] for line in numbers], [line["share"] for line in numbers], "o-", markersize=3, linewidth=1.2, color=BLUE)
+        for line in words:
+            axis.axhline(line["share"], color=ORANGE, linewidth=1.2, linestyle=":", label=legible(str(line["value"] or "missing")))
+        if words:
+            axis.legend(loc="best", fontsize=7.5)
+    else:
+        words = sorted(words, key=lambda line: line["share"])
+        shown = words if len(words) <= 10 else words[:5] + words[-5:]
+        axis.plot(range(len(shown)), [line["share"] for line in shown], "o", markersize=4, color=BLUE)
+        axis.set_xticks(range(len(shown)), [legible(str(line["value"] if line["value"] is not None else "missing"))[:14] for line in shown], rotation=60, ha="right", fontsize=7.5)
+    axis.axhline(0, color=FAINT, linewidth=0.8)
+    axis.set_title(legible(str(lines[0]["column"])), fontsize=8.5)
+
+
+def draw_dependence(
+    table: Table | None, # explain: column, value (a number or a category), share
+    serves: str, # the model that ships
+) -> Figure | None:
+    "Mean share of each of the first columns in the answer, by the column's value."
+    lines = known(lines_of(table, "column", "value", "share"), "share")
+    columns = list(dict.fromkeys(line["column"] for line in lines))[:MOST_PANELS]
+    if not columns:
+        return None
+    own = {column: [line for line in lines if line["column"] == column] for column in columns}
+    wide = min(3, len(columns))
+    high = math.ceil(len(columns) / wide)
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots(high, wide, sharey=True, squeeze=False)
+        for axis, column in zip(axes.flat, columns):
+            _dependence_panel(axis, own[column])
+        for axis in list(axes.flat)[len(columns) :]:
+            axis.set_visible(False)
+        for row in axes:
+            row[0].set_ylabel("share of the logit")
+
+    ends = [(column, min(own[column], key=lambda line: line["share"]), max(own[column], key=lambda line: line["share"])) for column in columns]
+    alt = f"What columns do to the answer of {serves}: " + "; ".join(f"{column} from {low['share']:.2f} at {_short(low['value'])} to {high['share']:.2f} at {_short(high['value'])}" for column, low, high in ends) + "."
+    return Figure("explain-dependence", "Mean share of a column in the logit, by its value: above 0 it speaks for the positive label. Of many categories, the five lowest and the five highest.", alt, drawn(draw, 7.0, 2.5 * high))
+
+# %% ../../nbs/3_trust/13_card_figures.ipynb #ecea10b7
+def _waterfall_panel(axis: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
+    shares = np.array([line["share"] for line in lines])
+    starts = np.concatenate([[0.0], np.cumsum(shares)[:-1]])
+    for height, (start, share) in enumerate(zip(starts, shares)):
+        axis.barh(height, share, left=start, height=0.66, color=FAINT if height == 0 else ORANGE if share > 0 else BLUE, alpha=0.9)
+        if height + 1 < len(shares):
+            axis.plot([start + share] * 2, [height - 0.33, height + 1.33], color=FAINT, linewidth=0.8)
+    axis.axvline(0, color=FAINT, linewidth=0.8)
+    names = [f"{line['column']}: {line['value']}" if line.get("value") not in (None, "") else str(line["column"]) for line in lines]
+    axis.set_yticks(range(len(names)), list(map(legible, names)), fontsize=8)
+    axis.set_ylim(len(lines) - 0.4, -0.6)
+    axis.grid(visible=False, axis="y")
+    axis.set_title(legible(str(lines[0]["example"])) + f": logit {shares.sum():.2f}, probability {expit(shares.sum()):.0%}".replace("-", "−"))
+
+
+def draw_waterfall(
+    table: Table | None, # explain: example, column, value, share; the first line of an example is the base
+    serves: str, # the model that ships
+) -> Figure | None:
+    "How the shares of the columns lead from the base to the logit, for at most three rows."
+    lines = known(lines_of(table, "example", "column", "share"), "share")
+    examples = list(dict.fromkeys(line["example"] for line in lines))[:3]
+    if not examples:
+        return None
+    own = {example: [line for line in lines if line["example"] == example] for example in examples}
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots(len(examples), 1, sharex=True, squeeze=False, height_ratios=[len(own[example]) for example in examples])[:, 0]
+        for axis, example in zip(axes, examples):
+            _waterfall_panel(axis, own[example])
+        axes[-1].set_xlabel("logit: left of 0 the negative label is likelier")
+
+    alt = f"Rows explained for {serves}. " + " ".join(f"{example}: " + spoken(own[example], lambda line: str(line["column"]), "share", 6) for example in examples)
+    return Figure("explain-waterfall", "From the base to the answer, column by column: orange speaks for the positive label, blue against it.", alt, drawn(draw, 7.0, 0.8 + sum(0.35 + 0.17 * len(item) for item in own.values())))
+
 # %% ../../nbs/3_trust/13_card_figures.ipynb #cea5d9fc
 def draw_attacks(
     table: Table | None, # robustness: attack, epsilon, model, flipped, and perhaps reach and random_flipped
@@ -431,10 +521,6 @@ def draw_losses(
 
     alt = f"ROC AUC of {serves}: " + spoken([line for line in placed if line["model"] == serves], lambda line: line["place"], "roc_auc")
     return Figure(name, caption, alt, drawn(draw, 7.0, 1.0 + 0.27 * len(places)))
-
-
-def _short(cell: Any) -> str:
-    return f"{cell:g}" if isinstance(cell, float) else "" if cell is None else str(cell)
 
 # %% ../../nbs/3_trust/13_card_figures.ipynb #4e72af9e
 def draw_coverage(
@@ -526,6 +612,8 @@ DRAWINGS: dict[tuple[str, str], Callable[[Table | None, str], Figure | None]] = 
     ("slices", "declared"): draw_slices,
     ("fairness", "groups"): draw_groups,
     ("explain", "importance"): draw_importance,
+    ("explain", "dependence"): draw_dependence,
+    ("explain", "waterfall"): draw_waterfall,
     ("robustness", "attacks"): draw_attacks,
     ("robustness", "stress"): lambda table, serves: draw_losses(table, serves, "robustness-stress", "Noise and holes in the columns, and what they cost, with intervals.", 2),
     ("robustness", "outages"): lambda table, serves: draw_losses(table, serves, "robustness-outages", "What is left when a feed falls silent, with intervals.", 1),

@@ -175,7 +175,7 @@ def markdown_text(
     escaped = _SPECIAL.sub(r"\\\1", " ".join(visible(line).split()))
     escaped = "".join(_ENTITIES.get(sign, sign) for sign in escaped)
     # What would begin a list, a rule or a heading.
-    return re.sub(r"^([-+=])|^(\d+)([.)])", lambda found: f"\\{found[1]}" if found[1] else f"{found[2]}\\{found[3]}", escaped)
+    return re.sub(r"^([-+=])|^(\d+)([.)])(?=\s|$)", lambda found: f"\\{found[1]}" if found[1] else f"{found[2]}\\{found[3]}", escaped)
 
 
 def _markdown_line(line: str) -> str:
@@ -191,10 +191,11 @@ def _inner(part: str) -> str:
 def _markdown_block(block: Block) -> str:
     if block.kind == "heading":
         return f"### {markdown_text(block.lines[0])}"
+    said = "*Stated by a person:*\n\n" if block.stated else ""
     if block.kind == "list":
-        return "\n".join(f"- {_markdown_line(line)}" for line in block.lines)
+        return said + "\n".join(f"- {_markdown_line(line)}" for line in block.lines)
     mark = {"missing": "> ⚠️ ", "warning": "> **Attention.** "}.get(block.kind, "")
-    return "\n\n".join(mark + _markdown_line(line) for line in block.lines)
+    return said + "\n\n".join(mark + _markdown_line(line) for line in block.lines)
 
 
 def markdown_table(
@@ -246,7 +247,7 @@ nav{padding:2.5rem 0 1rem;font-size:.9rem}
 nav h2{font-size:.78rem;letter-spacing:.08em;text-transform:uppercase;color:var(--soft);margin:0 0 .5rem;border:0;padding:0}
 nav ol{list-style:none;margin:0;padding:0}nav li{margin:.15rem 0}
 nav a{color:var(--ink);text-decoration:none;display:block;padding:.1rem 0}nav a:hover,nav a:focus{color:var(--link);text-decoration:underline}
-main{padding:2.5rem 0 4rem;max-width:56rem}
+main{padding:2.5rem 0 4rem;max-width:58rem}
 .kind{font-size:.78rem;letter-spacing:.08em;text-transform:uppercase;color:var(--soft);margin:0}
 h1{font-size:2.3rem;line-height:1.15;margin:.1rem 0 .6rem;letter-spacing:-.01em;overflow-wrap:anywhere}
 .summary{font-size:1.15rem;color:var(--soft);margin:0 0 1.25rem}
@@ -270,6 +271,7 @@ caption{text-align:left;font-weight:650;font-size:.95rem;padding:.6rem .8rem;bac
 th,td{padding:.38rem .8rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule);overflow-wrap:break-word}
 thead th{font-weight:600;color:var(--soft);white-space:nowrap}tbody th{font-weight:500}
 tbody tr:last-child>*{border-bottom:0}tbody tr:hover{background:var(--panel)}
+.wide th,.wide td{font-size:.78rem;padding:.3rem .5rem}.wide thead th{white-space:normal;vertical-align:bottom}
 .n{text-align:right;white-space:nowrap}td.yes{color:var(--good)}td.no{color:var(--bad);font-weight:650}
 .hash{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.78rem;word-break:break-all}
 .note,figcaption{font-size:.86rem;color:var(--soft);max-width:46rem}
@@ -313,7 +315,8 @@ def html_table(
     lines = ["<tr>" + "".join(_html_cell(cell, numeric, place == 0) for place, (cell, numeric) in enumerate(zip(row, table.numeric))) + "</tr>" for row in table.rows]
     body = "\n".join(lines) or f'<tr><td colspan="{len(table.columns)}">No lines.</td></tr>'
     note = f'<p class="note">{_escaped(table.note)}</p>' if table.note else ""
-    return f'<div class="table" role="region" tabindex="0" aria-label="{_escaped(table.title)}"><table><caption>{_escaped(table.title)}</caption><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>{note}'
+    wide = " wide" if len(table.columns) > 7 else ""
+    return f'<div class="table{wide}" role="region" tabindex="0" aria-label="{_escaped(table.title)}"><table><caption>{_escaped(table.title)}</caption><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>{note}'
 
 
 def _html_figure(figure: Figure) -> str:
