@@ -8,6 +8,7 @@ __all__ = ['Move', 'Reach', 'matching', 'read_reach', 'Box', 'box_around', 'by_g
 
 # %% ../../nbs/3_trust/08_attack.ipynb #f124b8b5
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -199,12 +200,14 @@ def by_gradient(
         return torch.maximum(torch.minimum(moves, up / unit), down / unit)
 
     def loss(answers: Tensor, towards: Tensor) -> Tensor:
-        return answers * towards
+        return (answers * towards).sum()[None] # no row's gradient depends on another row: one sum is differentiated faster than N answers
 
     attack = FGSM(logits, loss) if steps == 1 else PGD(logits, loss)
     attack.bound = inside
     towards, start = torch.full_like(box.rows.labels, direction), torch.zeros_like(size)
-    moves = attack.perturb(start, 1.0, towards) if steps == 1 else attack.perturb(start, radius=1.0, step_size=2.5 / steps, step_num=steps, target=towards)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*did not already require gradients.*") # Captum sets that, and says so at each step
+        moves = attack.perturb(start, 1.0, towards) if steps == 1 else attack.perturb(start, radius=1.0, step_size=2.5 / steps, step_num=steps, target=towards)
     shifts = moves.detach() * size
     return torch.where(torch.as_tensor(box.reach.whole, device=shifts.device), shifts.round(), shifts)
 
@@ -224,9 +227,10 @@ def by_swaps(
     box: Box, # the rows
     swaps: int, # categories that may be swapped in a row
     direction: float, # 1 pushes the logit up, -1 down
-) -> Tensor:
-    "Codes [N, c] with at most `swaps` of each row swapped, greedily."
+) -> list[Tensor]:
+    "Codes [N, c] with at most 0, 1 ... `swaps` of each row swapped, greedily."
     original, codes = box.rows.codes, box.rows.codes
+    stages = [codes]
     for _ in range(swaps):
         best, chosen = direction * answer(box.moved(codes=codes)), codes
         for place, value in ((place, value) for place, values in box.reach.codes.items() for value in values):
@@ -236,7 +240,8 @@ def by_swaps(
             better = found > best
             best, chosen = np.where(better, found, best), torch.where(torch.from_numpy(better).to(codes.device)[:, None], trial, chosen)
         codes = chosen
-    return codes
+        stages.append(codes)
+    return stages
 
 # %% ../../nbs/3_trust/08_attack.ipynb #43c71447
 def by_asking(
@@ -349,14 +354,14 @@ def _kinds(networks: Mapping[str, Network], box: Box, settings: AttackSettings) 
     return kinds
 
 
-def _made(model: Model, kind: str, box: Box, epsilon: float | None, swaps: int, direction: float, settings: AttackSettings, seed: int) -> Rows:
+def _made(model: Model, kind: str, box: Box, epsilon: float | None, swapped: list[Tensor], swaps: int, direction: float, settings: AttackSettings, seed: int) -> Rows:
     "The rows that one attack makes against a model; a push the wrong way is taken back."
     def answer(rows: Rows) -> np.ndarray:
         return logits_of(model, rows)
 
     if kind == "asking":
         return box.moved(*by_asking(answer, box, epsilon, swaps, direction, settings.passes, seed))
-    codes = by_swaps(answer, box, swaps, direction) if swaps else box.rows.codes
+    codes = swapped[swaps]
     if epsilon is None:
         return box.moved(codes=codes)
     shifts = by_gradient(model, box, epsilon, direction, 1 if kind == "FGSM" else settings.steps, codes)
@@ -376,6 +381,8 @@ def attack_lines(
     "A line for each attack and model: attack, reach, epsilon, model, flipped, roc_auc, random_flipped, push."
     networks = {name: model for name, model in models.items() if isinstance(model, Network)}
     labels, clean, lines = box.rows.labels.cpu().numpy(), {name: logits_of(model, box.rows) for name, model in models.items()}, []
+    # Swaps do not depend on epsilon: they are found once.
+    swapped = {(name, direction): by_swaps(lambda rows, model=model: logits_of(model, rows), box, settings.swaps if box.reach.codes else 0, direction) for name, model in models.items() for direction in (-1.0, 1.0)}
     for kind, epsilon, swaps in _kinds(networks, box, settings):
         by_gradients, made = epsilon is not None and kind != "asking", {}
         for name in sorted(models, key=lambda name: name not in networks): # networks first: the last of them lends its rows to the graphs
@@ -383,7 +390,7 @@ def attack_lines(
             if kind == "asking" and asked is not None and name not in asked:
                 continue
             if name in networks or not by_gradients:
-                made = {direction: _made(model, kind, box, epsilon, swaps, direction, settings, seed) for direction in (-1.0, 1.0)}
+                made = {direction: _made(model, kind, box, epsilon, swapped[name, direction], swaps, direction, settings, seed) for direction in (-1.0, 1.0)}
                 source, called = name, kind
             else:
                 called = f"{kind} on {source}"
