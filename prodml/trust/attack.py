@@ -404,15 +404,18 @@ def attack_curves(
     lines: Sequence[Mapping[str, Any]], # of `attack_lines`, of one reach
     axes: Sequence[Any], # two of matplotlib: flipped, and ROC AUC under attack
 ) -> None:
-    "Draw flipped decisions with their control, and the ROC AUC under attack, by epsilon; a colour for each attack and model."
-    series: dict[str, list] = {}
+    "Draw flipped decisions with their control, and the ROC AUC under attack, by epsilon; a colour for each attack, full dots for the last model."
+    series: dict[tuple[str, str], list] = {}
     for line in lines:
         if line["epsilon"] is not None:
-            series.setdefault(f"{line['model']}: {line['attack']}", []).append(line)
-    for number, (name, points) in enumerate(series.items()):
-        epsilons, color = [point["epsilon"] for point in points], f"C{number % 10}"
-        axes[0].plot(epsilons, [point["flipped"] for point in points], "o-", markersize=3, color=color, label=name)
-        axes[0].plot(epsilons, [point["random_flipped"] for point in points], ":", color=color)
-        axes[1].plot(epsilons, [np.nan if point["roc_auc"] is None else point["roc_auc"] for point in points], "o-", markersize=3, color=color)
+            series.setdefault((line["model"], line["attack"]), []).append(line)
+    kinds = list(dict.fromkeys(attack.split(" on ")[0] for _, attack in series))
+    last = max((model for model, _ in series), key=[model for model, _ in series].index, default="")
+    for (model, attack), points in series.items():
+        epsilons, color = [point["epsilon"] for point in points], f"C{kinds.index(attack.split(' on ')[0])}"
+        style = {"color": color, "marker": "o", "markersize": 5, "markerfacecolor": color if model == last else "white", "linewidth": 1.6 if model == last else 0.9}
+        axes[0].plot(epsilons, [point["flipped"] for point in points], **style, label=f"{model}: {attack}")
+        axes[0].plot(epsilons, [point["random_flipped"] for point in points], ":", color=color, linewidth=style["linewidth"])
+        axes[1].plot(epsilons, [np.nan if point["roc_auc"] is None else point["roc_auc"] for point in points], **style)
     axes[0].set(xlabel="epsilon (training standard deviations)", ylabel="decisions flipped (dotted: at random)")
     axes[1].set(xlabel="epsilon (training standard deviations)", ylabel="ROC AUC under attack")
