@@ -409,7 +409,7 @@ def attack_curves(
     for line in lines:
         if line["epsilon"] is not None:
             series.setdefault((line["model"], line["attack"]), []).append(line)
-    kinds = list(dict.fromkeys(attack.split(" on ")[0] for _, attack in series))
+    kinds = ["FGSM", "PGD", "PGD and swaps", "asking"] # the same colours in every figure
     last = max((model for model, _ in series), key=[model for model, _ in series].index, default="")
     for (model, attack), points in series.items():
         epsilons, color = [point["epsilon"] for point in points], f"C{kinds.index(attack.split(' on ')[0])}"
