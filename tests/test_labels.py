@@ -164,9 +164,9 @@ def counts_and_wards(count: int) -> tuple[Labelled, dict]:
 def test_planted_backdoors_of_each_kind_are_found_with_useful_precision(tumours):
     rows, encoding = counts_and_wards(30_000)
     before = copy_of(rows)
-    found = planted_backdoors(rows, encoding, LABELS["backdoor"], LABELS["planted"]["backdoor_share"] * 4)
+    found = planted_backdoors(rows, encoding, LABELS["backdoor"], share=0.004)
     assert [item["check"].split(",")[0] for item in found] == ["backdoor in a number", "backdoor in a number", "backdoor in a pair of categories"]
-    assert all(item["found"] and item["planted"] == 60 and item["precision"] > 0.8 and item["recall"] > 0.95 for item in found), found
+    assert all(item["found"] and item["planted"] == 120 and item["precision"] > 0.8 and item["recall"] > 0.95 for item in found), found
     assert all(np.array_equal(one, two, equal_nan=one.dtype.kind == "f") for one, two in zip(vars(before).values(), vars(rows).values())), "planted in a copy"
     small = planted_backdoors(*tumours, LABELS["backdoor"], LABELS["planted"]["backdoor_share"])
     assert small[0]["found"] and small[0]["precision"] > 0.9 and small[0]["recall"] == 1, "fourteen of 341 rows"
