@@ -153,9 +153,10 @@ def test_a_planted_backdoor_is_found_and_its_rows_listed(tumours):
 
 
 def counts_and_wards(count: int) -> tuple[Labelled, dict]:
-    """Rows of eight counts and four categories, whose labels follow two of them, and their encoding."""
+    """Rows of eight counts and four categories, the last bound to the third, whose labels follow two columns; and their encoding."""
     rng = np.random.default_rng(0)
     numbers, codes = rng.integers(0, 400, (count, 8)).astype(np.float32), np.minimum(rng.geometric(0.15, (count, 4)), 20)
+    codes[:, 3] = np.minimum(codes[:, 2] + rng.integers(0, 2, count), 20)
     labels = (rng.random(count) < 1 / (1 + np.exp(2 - numbers[:, 0] / 200 + codes[:, 0] / 10))).astype(np.int64)
     encoding = {"numeric": [{"name": f"x{i}", "mean": 200.0, "std": 115.0} for i in range(8)], "categorical": [{"name": f"c{i}", "vocabulary": [str(v) for v in range(20)]} for i in range(4)]}
     return Labelled(numbers, codes, labels, np.arange(count) // 100, np.arange(count)), encoding
