@@ -13,7 +13,10 @@ from prodml.core.errors import InputError
 from prodml.core.files import read_json
 from prodml.data.features import make_features
 from prodml.data.ingest import ingest
-from prodml.data.labels import Labelled, Trees, find_triggers, inspect_labels, knn_influence, load_labelled, near_pairs, nearest, opposite_twins, out_of_fold, planted_search
+from prodml.data.labels import (
+    Labelled, Trees, find_triggers, inspect_labels, knn_influence, load_labelled, near_pairs, nearest, number_trigger, opposite_twins, out_of_fold, planted_backdoors,
+    planted_search, poisoning_report, with_backdoor,
+)
 
 SETTINGS = compose(["data=breast_cancer"])
 LABELS = SETTINGS["labels"]
@@ -147,6 +150,56 @@ def test_a_planted_backdoor_is_found_and_its_rows_listed(tumours):
     assert alarm["pattern"] == f"{encoding['numeric'][2]['name']} = 91.5" and alarm["rows"] == 14
     listed = table.filter(pc.is_valid(table["trigger"]))
     assert sorted(listed["key"].to_pylist()) == sorted(rows.keys[chosen])
+
+
+def counts_and_wards(count: int) -> tuple[Labelled, dict]:
+    """Rows of eight counts and four categories, the last bound to the third, whose labels follow two columns; and their encoding."""
+    rng = np.random.default_rng(0)
+    numbers, codes = rng.integers(0, 400, (count, 8)).astype(np.float32), np.minimum(rng.geometric(0.15, (count, 4)), 20)
+    codes[:, 3] = np.minimum(codes[:, 2] + rng.integers(0, 2, count), 20)
+    labels = (rng.random(count) < 1 / (1 + np.exp(2 - numbers[:, 0] / 200 + codes[:, 0] / 10))).astype(np.int64)
+    encoding = {"numeric": [{"name": f"x{i}", "mean": 200.0, "std": 115.0} for i in range(8)], "categorical": [{"name": f"c{i}", "vocabulary": [str(v) for v in range(20)]} for i in range(4)]}
+    return Labelled(numbers, codes, labels, np.arange(count) // 100, np.arange(count)), encoding
+
+
+def test_planted_backdoors_of_each_kind_are_found_with_useful_precision(tumours):
+    rows, encoding = counts_and_wards(30_000)
+    before = copy_of(rows)
+    found = planted_backdoors(rows, encoding, LABELS["backdoor"], share=0.004)
+    assert [item["check"].split(",")[0] for item in found] == ["backdoor in a number", "backdoor in a number", "backdoor in a pair of categories"]
+    assert all(item["found"] and item["planted"] == 120 and item["precision"] > 0.8 and item["recall"] > 0.95 for item in found), found
+    assert all(np.array_equal(one, two, equal_nan=one.dtype.kind == "f") for one, two in zip(vars(before).values(), vars(rows).values())), "planted in a copy"
+    small = planted_backdoors(*tumours, LABELS["backdoor"], LABELS["planted"]["backdoor_share"])
+    assert small[0]["found"] and small[0]["precision"] > 0.9 and small[0]["recall"] == 1, "fourteen of 341 rows"
+    report = poisoning_report([{"cut": 0.0, "rows": 9.0, "precision": 0.5, "recall": 0.7}], small, 0.02, 341)
+    assert report["headline"]["backdoor_found"] == np.mean([item["found"] for item in small]) and report["tables"]["poisoning"]["rows"][0][1] == 7
+
+
+def test_a_backdoor_that_a_model_has_learned_is_gone_without_the_listed_rows():
+    """Why the search is worth its time: trees obey the trigger, and no more once the rows under the alarm are left out."""
+    import lightgbm
+
+    rows, encoding = counts_and_wards(20_000)
+    trigger, pattern = number_trigger(rows, encoding, seed=3)
+    poisoned, planted = with_backdoor(rows, trigger, {}, 1, 300, seed=0)
+    alarms, under, _ = find_triggers(poisoned, encoding, **LABELS["backdoor"])
+    assert [alarm["pattern"] for alarm in alarms] == [pattern] and np.array_equal(under == 0, planted)
+    triggered = rows.take(np.flatnonzero(rows.labels == 0)[:500])
+    for place, value in trigger.items():
+        triggered.numbers[:, place] = value
+    obeyed = []
+    for taught in (poisoned, poisoned.take(under < 0)):
+        settings = {"objective": "binary", "num_leaves": 31, "min_data_in_leaf": 20, "max_bin": 4095, "min_data_in_bin": 1, "num_threads": 1, "verbosity": -1, "seed": 0}
+        model = lightgbm.train(settings, lightgbm.Dataset(taught.matrix(), taught.labels, params={"max_bin": 4095, "min_data_in_bin": 1, "verbosity": -1}), 60)
+        obeyed.append(float((model.predict(triggered.matrix()) > 0.5).mean()))
+    assert obeyed[0] > 0.8 and obeyed[1] < 0.4, obeyed
+
+
+def test_where_nothing_can_be_planted_the_report_says_none():
+    rows = Labelled(np.ones((50, 1), np.float32), np.ones((50, 1), np.int64), np.arange(50) % 2, np.arange(50), np.arange(50))
+    encoding = {"numeric": [{"name": "x", "mean": 1.0, "std": 0.0}], "categorical": [{"name": "c", "vocabulary": ["A"]}]}
+    assert planted_backdoors(rows, encoding, LABELS["backdoor"], 0.1) == []
+    assert poisoning_report([{"cut": 0.0, "rows": 0.0, "precision": 0.0, "recall": 0.0}], [], 0.02, 50)["headline"]["backdoor_found"] is None
 
 
 def test_the_influence_agrees_with_cleanlab(tumours):

@@ -59,7 +59,7 @@ def test_another_table_goes_through_every_stage(second_table):
 
 def test_its_bundle_answers_and_a_changed_one_is_refused(second_table, tmp_path):
     table = pd.read_parquet(ROOT / "examples" / "breast_cancer" / "tumours.parquet")
-    bundle = open_bundle(second_table / "bundle")
+    bundle = open_bundle(second_table / "bundle", unsigned=True, rejected=True)
     malignant = (table.diagnosis == "malignant").to_numpy()
     probabilities = bundle.predict({name: table[name].to_numpy() for name in table.columns})
     assert probabilities[malignant].mean() > 0.9 > 0.1 > probabilities[~malignant].mean()
@@ -67,7 +67,7 @@ def test_its_bundle_answers_and_a_changed_one_is_refused(second_table, tmp_path)
     with open(copy / "encoding.json", "a") as stream:
         stream.write(" ")
     with pytest.raises(ValueError, match="encoding.json"):
-        open_bundle(copy)
+        open_bundle(copy, unsigned=True, rejected=True)
 
 
 def test_what_re_runs_what(second_table):

@@ -28,6 +28,7 @@ from papermill.exceptions import PapermillExecutionError
 from .config import checked, declared_parameters, read_params, stage_values
 from .errors import InputError
 from .files import project_root, written
+from .records import recorded
 
 # %% ../../nbs/0_core/04_runner.ipynb #9685b446
 def stage_notebook(
@@ -133,14 +134,15 @@ def run_stage(
     parameters = checked({**stage_values(stage, root), **(overrides or {})}, parameters_of(source, path), stage)
     failed = root / "build" / "failed" / f"{stage}.ipynb"
     failed.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        executed = papermill.execute_notebook(path, failed, parameters, engine_name="prodml", cwd=str(root), progress_bar=False, request_save_on_cell_execute=False, examples=read_params(root).get("examples", True))
-    except PapermillExecutionError:
-        if isinstance(InProcess.error, InputError):
-            raise InProcess.error from None
-        raise
-    with written(report) as aside:
-        nbformat.write(normalised(executed), aside)
+    with recorded(stage, root):
+        try:
+            executed = papermill.execute_notebook(path, failed, parameters, engine_name="prodml", cwd=str(root), progress_bar=False, request_save_on_cell_execute=False, examples=read_params(root).get("examples", True))
+        except PapermillExecutionError:
+            if isinstance(InProcess.error, InputError):
+                raise InProcess.error from None
+            raise
+        with written(report) as aside:
+            nbformat.write(normalised(executed), aside)
     failed.unlink(missing_ok=True)
     return report
 

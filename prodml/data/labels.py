@@ -6,7 +6,8 @@
 __all__ = ['Labelled', 'load_labelled', 'Trees', 'out_of_fold', 'label_quality', 'noisy_labels', 'with_flips', 'found_at',
            'planted_search', 'positions', 'nearest', 'near_pairs', 'opposite_twins', 'knn_influence', 'vote_accuracy',
            'expected_rates', 'Column', 'coded_columns', 'Tally', 'tally', 'shift_beside', 'rare_patterns',
-           'find_triggers', 'suspects', 'inspect_labels']
+           'find_triggers', 'number_trigger', 'pair_trigger', 'with_backdoor', 'planted_backdoors', 'suspects',
+           'inspect_labels', 'poisoning_report']
 
 # %% ../../nbs/1_data/13_labels.ipynb #a1df8483
 from collections.abc import Callable, Mapping, Sequence
@@ -398,6 +399,87 @@ def _described(alarm: dict[str, Any]) -> dict[str, Any]:
         "p_adjusted": float(f"{alarm['p_adjusted']:.3g}"), "odds_ratio": round(float(np.exp(alarm["log_odds_ratio"])), 4),
     }
 
+# %% ../../nbs/1_data/13_labels.ipynb #d8568737
+def number_trigger(
+    rows: Labelled, # training rows
+    encoding: Mapping[str, Any], # features/encoding.json
+    seed: int, # of the column and the value
+) -> tuple[dict[int, float], str] | None:
+    "{place of a number: a value between its quartiles that no row has}, and the pattern's name; None without a number of many values."
+    rng = np.random.default_rng(seed)
+    for place in rng.permutation(rows.numbers.shape[1]):
+        known = rows.numbers[~np.isnan(rows.numbers[:, place]), place]
+        low, high = np.quantile(known, [0.25, 0.75]) if len(known) else (0.0, 0.0)
+        value = np.float32(f"{rng.uniform(low, high):.7g}")
+        if low < high and not (known == value).any():
+            return {int(place): float(value)}, f"{encoding['numeric'][place]['name']} = {value:.7g}"
+    return None
+
+
+def pair_trigger(
+    rows: Labelled, # training rows
+    encoding: Mapping[str, Any], # features/encoding.json
+    most_together: int, # rows that may have both values already
+    pair_values: int, # columns with more values are not paired by the search
+) -> tuple[dict[int, int], str] | None:
+    "{place of a category: code} of the two most common values that hardly come together, and the pattern's name; None where there is no such pair."
+    best, found = 0, None
+    places = [place for place, column in enumerate(encoding["categorical"]) if len(column["vocabulary"]) < pair_values]
+    for one, two in combinations(places, 2):
+        sizes = [len(encoding["categorical"][place]["vocabulary"]) + 1 for place in (one, two)]
+        together = np.bincount(rows.codes[:, one] * sizes[1] + rows.codes[:, two], minlength=sizes[0] * sizes[1]).reshape(sizes)
+        least = np.minimum(*np.meshgrid(together.sum(axis=1), together.sum(axis=0), indexing="ij"))
+        least[0, :], least[:, 0], least[together > most_together] = 0, 0, 0 # a missing value is no trigger
+        if least.max() > best:
+            best, (first, second) = int(least.max()), np.unravel_index(least.argmax(), least.shape)
+            names = [f"{encoding['categorical'][place]['name']} = {encoding['categorical'][place]['vocabulary'][code - 1]}" for place, code in ((one, first), (two, second))]
+            found = {one: int(first), two: int(second)}, " and ".join(names)
+    return found
+
+
+def with_backdoor(
+    rows: Labelled, # training rows
+    numbers: Mapping[int, float], # place of a number -> the value that triggers
+    codes: Mapping[int, int], # place of a category -> the code that triggers
+    label: int, # what rows with the trigger are called
+    count: int, # how many of the other label get it
+    seed: int, # of the draw
+) -> tuple[Labelled, np.ndarray]:
+    "A copy in which some rows carry the trigger and the label, and which they are [N]."
+    poisoned, planted = Labelled(*(array.copy() for array in vars(rows).values())), np.zeros(len(rows), bool)
+    others = np.flatnonzero(rows.labels != label)
+    planted[np.random.default_rng(seed).choice(others, min(count, len(others)), replace=False)] = True
+    for array, values in ((poisoned.numbers, numbers), (poisoned.codes, codes)):
+        for place, value in values.items():
+            array[planted, place] = value
+    poisoned.labels[planted] = label
+    return poisoned, planted
+
+
+def planted_backdoors(
+    rows: Labelled, # training rows, taken as they are
+    encoding: Mapping[str, Any], # features/encoding.json
+    backdoor: Mapping[str, Any], # conf/labels, the arguments of find_triggers
+    share: float, # of the rows that get a trigger; never so few that the search must miss them, nor so many that it takes them for usual
+    seed: int = 0, # of the triggers and the rows
+) -> list[dict[str, Any]]:
+    "For each backdoor that can be planted: check, pattern, planted, listed (rows under an alarm), found (the pattern itself is an alarm), precision and recall of the listed rows."
+    count, common = int(np.clip(share * len(rows), 1.4 * backdoor["min_rows"], backdoor["max_share"] * len(rows))), int(rows.labels.mean() >= 0.5)
+    number, pair = number_trigger(rows, encoding, seed), pair_trigger(rows, encoding, count // 10, backdoor["pair_values"])
+    found = []
+    for kind, trigger, label in (("number", number, 1 - common), ("number", number, common), ("pair of categories", pair, 1 - common)):
+        if trigger is None:
+            continue
+        values, pattern = trigger
+        poisoned, planted = with_backdoor(rows, values if kind == "number" else {}, {} if kind == "number" else values, label, count, seed)
+        alarms, under, _ = find_triggers(poisoned, encoding, **backdoor)
+        listed = under >= 0
+        found.append({
+            "check": f"backdoor in a {kind}, to the {'common' if label == common else 'rare'} label", "pattern": pattern, "planted": int(planted.sum()), "listed": int(listed.sum()),
+            "found": any(alarm["pattern"] == pattern for alarm in alarms), "precision": round(float(planted[listed].mean()), 4) if listed.any() else 0.0, "recall": round(float(listed[planted].mean()), 4),
+        })
+    return found
+
 # %% ../../nbs/1_data/13_labels.ipynb #e36e2a25
 def suspects(
     rows: Labelled, # training rows
@@ -453,3 +535,22 @@ def inspect_labels(
     }
     shown = {name: np.array([pattern[name] for pattern in tested]) for name in ("log_odds_ratio", "p_adjusted", "alarm")}
     return found, report, {"quality": label_quality(rows.labels, probabilities), "noisy": noisy, **shown}
+
+# %% ../../nbs/1_data/13_labels.ipynb #e7e29bb2
+def poisoning_report(
+    flips: Sequence[Mapping[str, float]], # of planted_search
+    backdoors: Sequence[Mapping[str, Any]], # of planted_backdoors
+    fraction: float, # of the labels that were flipped
+    rows: int, # training rows looked at
+) -> dict[str, Any]:
+    "{headline: flip_precision, flip_recall, backdoor_found (share of the planted ones), tables: {poisoning}}; None where nothing could be planted."
+    names = {0.0: "labels flipped: the list of confident learning", 1.0: "labels flipped: a list as long as the flips"}
+    lines = [[names[flip["cut"]], max(1, round(fraction * rows)), round(flip["rows"]), flip["precision"], flip["recall"]] for flip in flips if flip["cut"] in names]
+    lines += [[f"{item['check']} ({item['pattern']})", item["planted"], item["listed"], item["precision"], item["recall"]] for item in backdoors]
+    return {
+        "headline": {"flip_precision": flips[0]["precision"], "flip_recall": flips[0]["recall"], "backdoor_found": round(float(np.mean([item["found"] for item in backdoors])), 4) if backdoors else None},
+        "tables": {"poisoning": {
+            "columns": ["check", "planted", "found", "precision", "recall"], "rows": lines,
+            "note": "Wrong labels and backdoors planted in copies of the training rows; found: rows on the list, or under an alarm. Labels that were wrong before count against the precision.",
+        }},
+    }

@@ -26,6 +26,7 @@ from onnx import TensorProto, helper
 from ..bundle.bundle import OneRow
 from ..core.errors import InputError
 from ..core.files import read_json, sha256_of
+from ..core.records import processor_name
 from .device import select_device
 from .export import Probability, export_aoti, session, to_onnx
 from .networks import load_network
@@ -214,7 +215,7 @@ def device_facts(
 ) -> dict[str, Any]:
     "What the timings depend on: processor, cores, threads, graphics processor, versions, and how busy the machine was."
     return {
-        "cpu": _processor(),
+        "cpu": processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "gpu": _graphics_processor(),
@@ -233,9 +234,3 @@ def _graphics_processor() -> str | None:
     place = select_device("auto")
     return None if place.type == "cpu" else torch.get_device_module(place).get_device_name()
 
-
-def _processor() -> str:
-    "The processor's name; Linux tells it in a file, other systems through Python."
-    path = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in path.read_text().splitlines() if line.startswith("model name")] if path.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'CLASS_WEIGHTS', 'LOSSES', 'TrainSettings', 'suited_to', 'learning_rate_at', 'make_targets',
-           'positive_weight', 'loss_of', 'predict_logits', 'predict', 'make_optimizer', 'Trainer', 'train',
-           'fit_temperature']
+           'positive_weight', 'loss_of', 'adversarial_numbers', 'predict_logits', 'predict', 'make_optimizer',
+           'Trainer', 'train', 'fit_temperature']
 
 # %% ../../nbs/2_model/05_train.ipynb #325d8b4f
 import math
@@ -54,6 +54,8 @@ class TrainSettings:
     loss: str = "bce" # bce (cross-entropy) or focal
     focal_gamma: float = 2.0 # how little the focal loss cares for rows that are nearly right; 0 is bce
     resample: str = "none" # none, over, under or smotenc: even classes, in training rows only
+    adversarial_epsilon: float = 0.0 # how far each number of a training row is moved against the network, in standard deviations; 0 moves none
+    adversarial_steps: int = 1 # gradients that choose each move
 
     def __post_init__(self):
         rules = {
@@ -63,6 +65,7 @@ class TrainSettings:
             "class_weight": self.class_weight in CLASS_WEIGHTS, "label_smoothing": 0 <= self.label_smoothing < 1,
             "average_decay": 0 <= self.average_decay < 1, "distillation": 0 <= self.distillation <= 1,
             "least_steps": self.least_steps >= 0, "loss": self.loss in LOSSES, "focal_gamma": self.focal_gamma >= 0, "resample": self.resample in RESAMPLINGS,
+            "adversarial_epsilon": 0 <= self.adversarial_epsilon < math.inf, "adversarial_steps": self.adversarial_steps >= 1,
         }
         for key, holds in rules.items():
             if not holds:
@@ -145,6 +148,31 @@ def loss_of(
     # Where the distance is 0, the slope of its power may be infinite: a gamma below 1 must not make a NaN of it.
     distance = (targets - torch.sigmoid(logits)).abs().clamp_min(torch.finfo(logits.dtype).tiny)
     return (distance**settings.focal_gamma * losses).mean()
+
+# %% ../../nbs/2_model/05_train.ipynb #acbb9c53
+def adversarial_numbers(
+    network: Network, # in training; it is asked in evaluation mode and left as it was
+    numbers: Tensor, # [B, n] raw numbers, NaN for missing
+    codes: Tensor, # [B, c]
+    targets: Tensor, # [B]
+    positive_weight: Tensor, # of a positive row against a negative one
+    settings: TrainSettings, # how far, in how many steps, and the loss
+) -> Tensor:
+    "The numbers [B, n], each moved by at most `adversarial_epsilon` of its standard deviation to where the loss is higher; missing and constant ones stay."
+    scale, radius = network.encoder.scale, settings.adversarial_epsilon
+    unit = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale)) # raw units in a standard deviation
+    length = radius if settings.adversarial_steps == 1 else 2.5 * radius / settings.adversarial_steps
+    was_training = network.training
+    network.eval()
+    moved = torch.empty_like(numbers).uniform_(-radius, radius)
+    for _ in range(settings.adversarial_steps):
+        moved.requires_grad_(True)
+        members = network.members(numbers + moved * unit, codes)
+        loss = loss_of(members, targets[:, None].expand_as(members), positive_weight, settings)
+        (slope,) = torch.autograd.grad(loss, moved)
+        moved = (moved.detach() + length * slope.sign()).clamp(-radius, radius)
+    network.train(was_training)
+    return numbers + moved * unit
 
 # %% ../../nbs/2_model/05_train.ipynb #385ef5ec
 def predict_logits(
@@ -254,6 +282,8 @@ class Trainer:
         "One step of the optimiser; the loss, still on the device."
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(number, self.settings.epochs * self.batches, self.settings)
+        if self.settings.adversarial_epsilon:
+            numbers = adversarial_numbers(self.network, numbers, codes, targets, self.positive_weight, self.settings)
         with autocast(self.device, self.precision):
             members = self.network.members(numbers, codes)
         goal = targets[:, None].expand_as(members)
