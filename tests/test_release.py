@@ -17,6 +17,7 @@ from conftest import ROOT, git, run
 
 from prodml.bundle.bundle import MANIFEST, SIGNATURE, open_bundle, write_manifest
 from prodml.bundle.sign import new_key, private_key, signature_of
+from prodml.cli import main
 from prodml.core.config import read_params, stage_values
 from prodml.core.errors import InputError
 from prodml.core.files import read_json, write_json
@@ -27,7 +28,7 @@ from prodml.model.rows import made_up_rows
 from prodml.trust.bundle import make_bundle, model_parameters, provenance_of
 from prodml.trust.gates import read_gates
 from prodml.trust.models import write_report
-from prodml.trust.release import main, release
+from prodml.trust.release import release
 
 GATES = [{"name": "worst slice", "stage": "slices", "value": "worst_roc_auc", "at_least": 0.6, "why": "Below it the order helps nobody."}]
 DATA = {
@@ -324,13 +325,13 @@ def test_a_killed_release_leaves_no_release(project, key, tmp_path):
 
 def test_the_command(project, released, key, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(project)
-    assert main(["--verify", str(released), "--trusted", str(public(key))]) == 0
+    assert main(["release", "--verify", str(released), "--trusted", str(public(key))]) == 0
     assert "whole, and signed by" in capsys.readouterr().out
-    assert main(["--verify", str(released)]) == 1 and "none of the 0" in capsys.readouterr().err
+    assert main(["release", "--verify", str(released)]) == 1 and "none of the 0" in capsys.readouterr().err
     monkeypatch.setenv("PRODML_TRUSTED_KEYS", str(key.parent))
-    assert main(["--verify", str(released)]) == 0
-    assert main(["--new-key", "mine.key"]) == 1 and "must not lie in the project" in capsys.readouterr().err
-    assert main(["--key", str(key), "--version", "3"]) == 0
+    assert main(["release", "--verify", str(released)]) == 0
+    assert main(["release", "--new-key", "mine.key"]) == 1 and "must not lie in the project" in capsys.readouterr().err
+    assert main(["release", "--key", str(key), "--version", "3"]) == 0
     out = capsys.readouterr().out
     assert str(project / "releases" / "made_up-3") in out and "energy:" in out
     assert json.loads((project / "releases" / "made_up-3" / "release.json").read_text())["version"] == "3"

@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECORDS', 'JOULES_PER_KWH', 'RELEASE', 'revision_of', 'powers', 'carbon_kg', 'energy_of', 'check_sources',
-           'committed', 'costs_of_making', 'shown_release', 'release', 'make_key', 'release_parser', 'add_arguments',
-           'run_release', 'main']
+           'committed', 'costs_of_making', 'shown_release', 'release', 'make_key']
 
 # %% ../../nbs/3_trust/15_release.ipynb #9777fe4e
-import argparse
 import hashlib
 import json
 import logging
@@ -16,7 +14,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -260,76 +257,8 @@ def _write(folder: Path, contents: Mapping[str, bytes], facts: Mapping[str, Any]
 # %% ../../nbs/3_trust/15_release.ipynb #392bbab7
 def make_key(
     path: str | Path, # where the private key goes
-    root: Path | None, # the project, if one is run
 ) -> Path:
-    "Make a key pair; the path of the public key. InputError inside the project."
-    if root is not None and Path(path).resolve().is_relative_to(root.resolve()):
+    "Make a key pair; the path of the public key. InputError inside a project."
+    if any((folder / "dvc.yaml").exists() for folder in Path(path).resolve().parents):
         raise InputError("a private key must not lie in the project, where it would be committed or copied", "Give a path outside, such as ~/.config/prodml/release.key.", file=path)
     return new_key(path)
-
-
-def release_parser() -> argparse.ArgumentParser:
-    "The arguments of `prodml release`."
-    parser = argparse.ArgumentParser(prog="prodml release", description="Sign the bundle and write it to releases/NAME-VERSION, with git revision, date, time and energy.")
-    add_arguments(parser)
-    return parser
-
-
-def add_arguments(
-    parser: argparse.ArgumentParser, # of a command
-) -> None:
-    "Add the arguments of `run_release` to a parser."
-    parser.add_argument("bundle", nargs="?", type=Path, help="what the stage `bundle` wrote (default bundle/)")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--key", type=Path, metavar="FILE", help="the private key that signs")
-    what.add_argument("--new-key", type=Path, metavar="FILE", help="make a key pair, FILE and FILE.pub, instead; PRODML_KEY_PASSPHRASE encrypts it")
-    what.add_argument("--verify", type=Path, metavar="FOLDER", help="open a released bundle instead, as a server would")
-    parser.add_argument("--target", type=Path, help="the folder of releases (default releases/)")
-    parser.add_argument("--version", metavar="VERSION", help="of the release (default the date and the commit)")
-    parser.add_argument("--country", metavar="ISO", help="where the model was made, such as DEU; without it energy is given and no carbon")
-    parser.add_argument("--dirty", action="store_true", help="release from a working tree with uncommitted changes; the release says so")
-    parser.add_argument("--rejected", action="store_true", help="release, or open, a bundle that breaks a gate")
-    parser.add_argument("--trusted", type=Path, nargs="+", metavar="PATH", help="with --verify: public keys, or folders of them (default PRODML_TRUSTED_KEYS)")
-
-
-def run_release(
-    given: argparse.Namespace, # of `release_parser`
-) -> int:
-    "Do what the arguments say and print the result; 0, or InputError."
-    if given.verify:
-        bundle = open_bundle(given.verify, trusted=given.trusted, rejected=given.rejected)
-        print(f"{given.verify}: {bundle.model}, serves {bundle.graph}; whole, and signed by {bundle.signed_by}" + ("; rejected by its gates" if bundle.rejected else ""))
-        return 0
-    if given.new_key:
-        public = make_key(given.new_key.expanduser(), _root_or_none())
-        print(f"private key: {given.new_key} (keep it to yourself)\npublic key:  {public} (give it to whoever opens your releases)")
-        return 0
-    root = project_root()
-    place = release(given.bundle or root / "bundle", given.target or root / "releases", given.key.expanduser(), given.version, given.country, given.dirty, given.rejected, root)
-    facts = read_json(place / RELEASE)
-    print(f"{place}\nrevision {facts['revision']}, signed by {facts['public_key']}")
-    print(f"energy: {facts['energy']['energy_kwh']} kWh, by {facts['energy']['method']}")
-    return 0
-
-
-def _root_or_none() -> Path | None:
-    try:
-        return project_root()
-    except FileNotFoundError:
-        return None
-
-
-def main(
-    arguments: list[str] | None = None, # the command line, without the program's name
-) -> int:
-    "The command; 0 if it did what it was asked, 1 and a sentence if not."
-    try:
-        return run_release(release_parser().parse_args(arguments))
-    except InputError as error:
-        print(f"\n{error}\n", file=sys.stderr)
-        return 1
-
-# %% ../../nbs/3_trust/15_release.ipynb #4672f501
-#| eval: false
-if __name__ == "__main__":
-    sys.exit(main())
