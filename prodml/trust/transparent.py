@@ -179,7 +179,7 @@ def compared(
     best = max(others, key=lambda name: roc_auc(labels_of(splits["validation"]), answers["validation"][name]))
     loss = found["differences"][f"{best}-{serve}"]["roc_auc"]
     ends = {"estimate": "estimate", "low": "high", "high": "low"}
-    return found | {"best": best, "gain": {end: None if loss[other] is None else -loss[other] for end, other in ends.items()}}
+    return found | {"best": best, "gain": {end: None if loss[other] is None else 0.0 - loss[other] for end, other in ends.items()}}
 
 
 def alternatives_table(
