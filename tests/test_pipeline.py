@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 NOTEBOOK_STAGES = [name for name in STAGES if name != "export"]
 # What looks at the finished models: it chooses nothing, so it may see the test rows.
-TRUST = ("evaluate", "uncertainty", "slices", "fairness", "behaviour", "explain", "robustness", "transparent", "autopsy")
+TRUST = ("uncertainty", "slices", "fairness", "behaviour", "explain", "robustness", "transparent", "autopsy")
 
 
 def sources(stage: str) -> list[str]:
@@ -94,7 +94,7 @@ def test_every_setting_is_read_by_a_stage():
 def test_only_the_last_look_reads_the_test_rows():
     """Training, pruning and quantizing cannot see the test rows: no Run section names them, and no selection does."""
     readers = {name for name in NOTEBOOK_STAGES if any("test.parquet" in cell or '"test"' in cell for cell in sources(name) if cell.startswith("#| stage"))}
-    assert readers <= {"features", "leaks", "drift", "measure", *TRUST}  # drift compares their columns and reads no label: tests/test_drift.py
+    assert readers <= {"features", "evaluate", "leaks", "drift", "measure", *TRUST}  # drift compares their columns and reads no label: tests/test_drift.py
     for path in (ROOT / "bench").glob("select_*.py"):
         text = path.read_text()
         assert "test.parquet" not in text and '"test"' not in text, path.name
@@ -103,7 +103,7 @@ def test_only_the_last_look_reads_the_test_rows():
 def test_the_stages_read_like_a_sentence():
     beside = ("reference", "leaks", "imbalance", "labels", "drift", "incremental", *TRUST)
     order = [name for name in STAGES if name not in beside]
-    assert order == ["export", "ingest", "validate", "clean", "features", "train", "distill", "prune", "quantize", "bundle", "measure"]
+    assert order == ["export", "ingest", "validate", "clean", "features", "train", "distill", "prune", "quantize", "evaluate", "bundle", "measure"]
 
 
 def test_nothing_measured_in_seconds_is_a_stage_output():
