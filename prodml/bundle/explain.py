@@ -6,7 +6,7 @@
 __all__ = ['Answer', 'METHOD', 'column_of_input', 'Baseline', 'typical_row', 'Design', 'size_weights', 'make_design', 'design_of',
            'Explanation', 'logit_of', 'Explainer', 'explain', 'baseline_document', 'read_baseline', 'open_explainer']
 
-# %% ../../nbs/0_bundle/03_explain_rows.ipynb #6f315bcf
+# %% ../../nbs/0_bundle/03_explain_rows.ipynb #c75e0ad8
 from collections.abc import Callable, Mapping
 from math import comb
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 from .encode import input_names
 from ..core.errors import InputError
 
-# %% ../../nbs/0_bundle/03_explain_rows.ipynb #01bb56e0
+# %% ../../nbs/0_bundle/03_explain_rows.ipynb #96dd5a59
 def column_of_input(
     encoding: Mapping[str, Any], # encoding.json
 ) -> np.ndarray:
@@ -25,7 +25,7 @@ def column_of_input(
     inputs = [*encoding["numeric"], *encoding["categorical"]]
     return np.array([place[column.get("indicator_of", column["name"])] for column in inputs], np.int64)
 
-# %% ../../nbs/0_bundle/03_explain_rows.ipynb #eb8d89ac
+# %% ../../nbs/0_bundle/03_explain_rows.ipynb #ee5cbe06
 class Baseline(NamedTuple):
     "The row that a prediction is compared with."
     numbers: np.ndarray # float32 [n], NaN where missing
@@ -56,7 +56,7 @@ def _most_frequent(vocabulary: list[str], counted: Mapping[str, Any] | None) -> 
     known = [(count, value) for value, count in zip(counted["values"], counted["counts"]) if value in vocabulary] if counted and counted["kind"] == "category" else []
     return vocabulary.index(max(known, key=lambda pair: pair[0])[1]) + 1 if known else 0
 
-# %% ../../nbs/0_bundle/03_explain_rows.ipynb #bdeefa7f
+# %% ../../nbs/0_bundle/03_explain_rows.ipynb #8049dc43
 class Design(NamedTuple):
     "P pairs of coalitions of k players, and the regression on them."
     half: np.ndarray # one coalition of each pair, bool [P, k]; the other is its complement
@@ -121,7 +121,7 @@ def design_of(
     spread = (projection / (1 - leverage)) ** 2 * (not exact)
     return Design(half, projection, rest, spread.astype(np.float32))
 
-# %% ../../nbs/0_bundle/03_explain_rows.ipynb #243cc1f3
+# %% ../../nbs/0_bundle/03_explain_rows.ipynb #7a365276
 class Explanation(NamedTuple):
     "Shares of N rows: base + shares.sum(axis=1) == logits."
     base: float # logit of the baseline
@@ -248,7 +248,7 @@ def explain(
     "The shares of the columns in each row; for many calls keep an `Explainer`."
     return Explainer(getattr(model, "predict_encoded", model), baseline, column_of_input, samples, seed)(numbers, codes)
 
-# %% ../../nbs/0_bundle/03_explain_rows.ipynb #9c0b3923
+# %% ../../nbs/0_bundle/03_explain_rows.ipynb #4f67853c
 METHOD = "paired leverage sampling"
 
 
