@@ -6,7 +6,7 @@
 __all__ = ['Answer', 'METHOD', 'column_of_input', 'Baseline', 'typical_row', 'Design', 'size_weights', 'make_design', 'design_of',
            'Explanation', 'logit_of', 'Explainer', 'explain', 'baseline_document', 'read_baseline', 'open_explainer']
 
-# %% ../../nbs/0_bundle/03_explain_rows.ipynb #2aaa1b76
+# %% ../../nbs/0_bundle/03_explain_rows.ipynb #c75e0ad8
 from collections.abc import Callable, Mapping
 from math import comb
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 from .encode import input_names
 from ..core.errors import InputError
 
-# %% ../../nbs/0_bundle/03_explain_rows.ipynb #62c93504
+# %% ../../nbs/0_bundle/03_explain_rows.ipynb #96dd5a59
 def column_of_input(
     encoding: Mapping[str, Any], # encoding.json
 ) -> np.ndarray:
@@ -25,7 +25,7 @@ def column_of_input(
     inputs = [*encoding["numeric"], *encoding["categorical"]]
     return np.array([place[column.get("indicator_of", column["name"])] for column in inputs], np.int64)
 
-# %% ../../nbs/0_bundle/03_explain_rows.ipynb #6f1c795f
+# %% ../../nbs/0_bundle/03_explain_rows.ipynb #ee5cbe06
 class Baseline(NamedTuple):
     "The row that a prediction is compared with."
     numbers: np.ndarray # float32 [n], NaN where missing
@@ -56,13 +56,13 @@ def _most_frequent(vocabulary: list[str], counted: Mapping[str, Any] | None) -> 
     known = [(count, value) for value, count in zip(counted["values"], counted["counts"]) if value in vocabulary] if counted and counted["kind"] == "category" else []
     return vocabulary.index(max(known, key=lambda pair: pair[0])[1]) + 1 if known else 0
 
-# %% ../../nbs/0_bundle/03_explain_rows.ipynb #1225eb3e
+# %% ../../nbs/0_bundle/03_explain_rows.ipynb #8049dc43
 class Design(NamedTuple):
     "P pairs of coalitions of k players, and the regression on them."
-    coalitions: np.ndarray # bool [2P, k]: P coalitions, then their complements
+    half: np.ndarray # one coalition of each pair, bool [P, k]; the other is its complement
     projection: np.ndarray # float64 [k, P], from half the differences of the pairs to the shares
     rest: np.ndarray # float64 [k], from the total to the shares
-    hidden: np.ndarray # float64 [P], 1 / (1 - leverage) of each pair; zeros where the answer is exact
+    spread: np.ndarray # float32 [k, P], from the squared residuals of the pairs to the squared standard errors; zeros where the answer is exact
 
 
 def size_weights(
@@ -81,7 +81,7 @@ def make_design(
 ) -> Design:
     "All coalitions if `samples` allows, else `samples` of them in pairs; InputError if they are too few for the regression."
     if players < 2:
-        return Design(np.empty((0, players), bool), np.empty((players, 0)), np.ones(players), np.empty(0))
+        return Design(np.empty((0, players), bool), np.empty((players, 0)), np.ones(players), np.empty((players, 0), np.float32))
     if players <= 40 and 2**players - 2 <= samples:
         half, weights, exact = *_all_pairs(players), True
     else:
@@ -118,9 +118,10 @@ def design_of(
     rest = inverse.sum(axis=1) / inverse.sum()
     projection = free - np.outer(rest, free.sum(axis=0))
     leverage = np.clip((signs * projection.T).sum(axis=1), 0, 0.99)
-    return Design(np.concatenate([half, ~half]), projection, rest, np.zeros(len(half)) if exact else 1 / (1 - leverage))
+    spread = (projection / (1 - leverage)) ** 2 * (not exact)
+    return Design(half, projection, rest, spread.astype(np.float32))
 
-# %% ../../nbs/0_bundle/03_explain_rows.ipynb #7ecd2027
+# %% ../../nbs/0_bundle/03_explain_rows.ipynb #7a365276
 class Explanation(NamedTuple):
     "Shares of N rows: base + shares.sum(axis=1) == logits."
     base: float # logit of the baseline
@@ -150,7 +151,7 @@ class Explainer:
         answer: Answer, # numbers [N, n] and codes [N, c] to probabilities [N], such as `Bundle.predict_encoded`
         baseline: Baseline, # what rows are compared with
         column_of_input: np.ndarray, # place of the column of each input, [n + c]
-        samples: int = 2048, # coalitions that the graph is asked about for one row
+        samples: int = 4096, # coalitions that the graph is asked about for one row
         seed: int = 0, # of the designs
     ):
         self.answer, self.baseline, self.samples, self.seed = answer, baseline, samples, seed
@@ -174,7 +175,7 @@ class Explainer:
         for count in np.unique(players[players > 0]):
             design = self._design(int(count))
             rows = np.flatnonzero(players == count)
-            step = max(1, self.BATCH // max(1, len(design.coalitions)))
+            step = max(1, self.BATCH // max(1, 2 * len(design.half)))
             for start in range(0, len(rows), step):
                 some = rows[start : start + step]
                 found = self._shares(design, numbers[some], codes[some], logits[some] - self.base, playing[some])
@@ -196,21 +197,22 @@ class Explainer:
 
     def _shares(self, design: Design, numbers: np.ndarray, codes: np.ndarray, total: np.ndarray, playing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Shares and standard errors of R rows with k players each, [R, k]."
-        worth = self._worth(design.coalitions, numbers, codes, playing) if len(design.coalitions) else np.empty((0, len(total)))
-        odd = (worth[: len(worth) // 2] - worth[len(worth) // 2 :]) / 2
+        odd = self._odd(design.half, numbers, codes, playing)
         shares = design.projection @ odd + np.outer(design.rest, total)
-        residuals = odd - (design.coalitions[: len(odd)] - 0.5) @ shares
-        spread = (design.projection**2) @ (residuals * design.hidden[:, None]) ** 2
-        return shares.T, np.sqrt(spread).T
+        residuals = odd - (design.half - 0.5) @ shares
+        return shares.T, np.sqrt(design.spread @ residuals.astype(np.float32) ** 2).T
 
-    def _worth(self, coalitions: np.ndarray, numbers: np.ndarray, codes: np.ndarray, playing: np.ndarray) -> np.ndarray:
-        "The logit of each coalition of each row, [coalitions, R]."
+    def _odd(self, half: np.ndarray, numbers: np.ndarray, codes: np.ndarray, playing: np.ndarray) -> np.ndarray:
+        "Half of what each coalition is worth above its complement in each row, [P, R]."
         # A column that does not play may be in or out: its values are the same.
         seat = np.where(playing, np.cumsum(playing, axis=1) - 1, 0)[:, self.owner]
-        count = numbers.shape[1]
-        mixed = (_mixed(coalitions, seat[:, :count], numbers, self.baseline.numbers), _mixed(coalitions, seat[:, count:], codes, self.baseline.codes))
-        rows = len(coalitions) * len(numbers)
-        return self._logits(*(part.reshape(rows, part.shape[-1]) for part in mixed)).reshape(len(coalitions), len(numbers))
+        count, found = numbers.shape[1], np.empty((len(half), len(numbers)))
+        for start in range(0, len(half), self.BATCH // 2):
+            some = half[start : start + self.BATCH // 2]
+            mixed = _mixed(some, seat[:, :count], numbers, self.baseline.numbers), _mixed(some, seat[:, count:], codes, self.baseline.codes)
+            worth = self._logits(*(part.reshape(2 * len(some) * len(numbers), part.shape[-1]) for part in mixed)).reshape(2, len(some), len(numbers))
+            found[start : start + len(some)] = (worth[0] - worth[1]) / 2
+        return found
 
     def _logits(self, numbers: np.ndarray, codes: np.ndarray) -> np.ndarray:
         return logit_of(self.answer(numbers, codes))
@@ -221,15 +223,17 @@ class Explainer:
         return self.designs[players]
 
 
-def _mixed(coalitions: np.ndarray, seat: np.ndarray, own: np.ndarray, other: np.ndarray) -> np.ndarray:
-    "Own values where the seat of an input is in the coalition, else the others', [coalitions, R, inputs]."
+def _mixed(half: np.ndarray, seat: np.ndarray, own: np.ndarray, other: np.ndarray) -> np.ndarray:
+    "Own values where the seat of an input is in the coalition, else the others'; then the same for the complements, [2, P, R, inputs]."
     # On the bits, as integers: a choice by a random mask makes the processor guess, and costs three times as much.
-    kind, kind_of = np.dtype(f"i{own.itemsize}"), own.dtype
-    own, other = (np.ascontiguousarray(values).view(kind) for values in (own, other))
-    bits = np.take(np.negative(coalitions, dtype=kind, casting="unsafe"), seat, axis=1)
-    bits &= own ^ other
-    bits ^= other
-    return bits.view(kind_of)
+    kind = np.dtype(f"i{own.itemsize}")
+    change = np.ascontiguousarray(own).view(kind) ^ other.view(kind)
+    bits = np.empty((2, len(half), *seat.shape), kind)
+    np.take(np.negative(half, dtype=kind, casting="unsafe"), seat, axis=1, out=bits[0], mode="clip")
+    bits[0] &= change
+    bits[0] ^= other.view(kind)
+    np.bitwise_xor(bits[0], change, out=bits[1])
+    return bits.view(own.dtype)
 
 
 def explain(
@@ -238,13 +242,13 @@ def explain(
     codes: np.ndarray, # int64 [N, c]
     baseline: Baseline, # what rows are compared with
     column_of_input: np.ndarray, # place of the column of each input, [n + c]
-    samples: int = 2048, # coalitions that the graph is asked about for one row
+    samples: int = 4096, # coalitions that the graph is asked about for one row
     seed: int = 0, # of the designs
 ) -> Explanation:
     "The shares of the columns in each row; for many calls keep an `Explainer`."
     return Explainer(getattr(model, "predict_encoded", model), baseline, column_of_input, samples, seed)(numbers, codes)
 
-# %% ../../nbs/0_bundle/03_explain_rows.ipynb #a3258782
+# %% ../../nbs/0_bundle/03_explain_rows.ipynb #4f67853c
 METHOD = "paired leverage sampling"
 
 

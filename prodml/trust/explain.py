@@ -7,7 +7,7 @@ __all__ = ['graph_answer', 'arrays_of', 'agreement', 'relative_error', 'importan
            'value_in_words', 'examples', 'waterfall_steps', 'faithfulness_lines', 'serving_line', 'shares_table',
            'explain_tables']
 
-# %% ../../nbs/3_trust/07_explain.ipynb #7273fcaa
+# %% ../../nbs/3_trust/07_explain.ipynb #94c1f4f9
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ..model.rows import Rows, load_rows
 from .attribute import METHODS, attribute, completeness_error, importance, infidelity, rank_agreement, sensitivity
 from .models import GRAPHS, Model, json_ready, load_model, write_report
 
-# %% ../../nbs/3_trust/07_explain.ipynb #5ca076cc
+# %% ../../nbs/3_trust/07_explain.ipynb #8705229d
 def graph_answer(
     path: str | Path, # an .onnx file
     threads: int = 1, # cores that one call may use
@@ -72,7 +72,7 @@ def relative_error(
     length = np.linalg.norm(reference, axis=1)
     return np.divide(np.linalg.norm(shares - reference, axis=1), length, out=np.full(len(length), np.nan), where=length > 0)
 
-# %% ../../nbs/3_trust/07_explain.ipynb #10b51f6a
+# %% ../../nbs/3_trust/07_explain.ipynb #4be1caf1
 def importance_lines(
     names: Sequence[str], # of the columns, [C]
     shares: Mapping[str, np.ndarray], # model -> [N, C], on the same rows
@@ -90,7 +90,7 @@ def agreement_lines(
     there = [model for model in GRAPHS if model in shares]
     return [[f"{b} against {a}", *agreement(shares[a], shares[b])] for place, a in enumerate(there) for b in there[place + 1 :]]
 
-# %% ../../nbs/3_trust/07_explain.ipynb #bb825020
+# %% ../../nbs/3_trust/07_explain.ipynb #224c4ff3
 def binned_shares(
     values: pa.ChunkedArray, # of one column, [N], null where missing
     shares: np.ndarray, # of this column, [N]
@@ -111,7 +111,7 @@ def binned_shares(
     groups += [(None, missing)] if missing.any() else []
     return [(value, float(shares[mask].mean()), int(mask.sum())) for value, mask in groups]
 
-# %% ../../nbs/3_trust/07_explain.ipynb #dafd58df
+# %% ../../nbs/3_trust/07_explain.ipynb #87c1e5b6
 def value_in_words(
     value: Any, # of a row; None or NaN where missing
     column: Mapping[str, Any] | None, # of the profile
@@ -155,7 +155,7 @@ def waterfall_steps(
     steps = [("base", explanation.base), *((names[place], float(shares[place])) for place in order[:most] if shares[place])]
     return [*steps, (f"{len(rest)} others", float(shares[rest].sum()))] if len(rest) else steps
 
-# %% ../../nbs/3_trust/07_explain.ipynb #4dfca16d
+# %% ../../nbs/3_trust/07_explain.ipynb #df8ead2d
 def faithfulness_lines(
     network: Network, # that the methods explain
     rows: Rows, # on its device
@@ -190,7 +190,7 @@ def serving_line(
     faithless = infidelity(model, rows, told.shares, explainer.baseline, encoding, seed=seed)
     return ["serving path", float(np.abs(told.base + told.shares.sum(axis=1) - told.logits).max()), float(faithless.mean()), float(np.median(jumps))]
 
-# %% ../../nbs/3_trust/07_explain.ipynb #14c45dce
+# %% ../../nbs/3_trust/07_explain.ipynb #f095a9fb
 def shares_table(
     keys: np.ndarray, # of the rows, [N]
     found: Mapping[str, Explanation], # model -> explanations of the first rows
