@@ -468,7 +468,7 @@ def planted_backdoors(
     number, pair = number_trigger(rows, encoding, seed), pair_trigger(rows, encoding, count // 10, backdoor["pair_values"])
     found = []
     for kind, trigger, label in (("number", number, 1 - common), ("number", number, common), ("pair of categories", pair, 1 - common)):
-        if trigger is None:
+        if trigger is None or not count:  # a small table has no rare value that could be told from chance
             continue
         values, pattern = trigger
         poisoned, planted = with_backdoor(rows, values if kind == "number" else {}, {} if kind == "number" else values, label, count, seed)
