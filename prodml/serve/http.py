@@ -33,7 +33,7 @@ class Disconnected(Exception):
 class Request:
     "What came in; nothing of it is read before it is asked for."
 
-    __slots__ = ("scope", "receive", "limits", "values", "caller", "began", "whole", "served")
+    __slots__ = ("scope", "receive", "limits", "values", "caller", "began", "whole", "served", "routed", "shadow")
 
     def __init__(self, scope: Mapping[str, Any], receive: Callable[[], Awaitable[Mapping[str, Any]]], limits: Limits, values: dict[str, str]):
         self.scope, self.receive, self.limits, self.values = scope, receive, limits, values
@@ -41,6 +41,7 @@ class Request:
         self.began = time.perf_counter()
         self.whole = False # whether the body has come
         self.served: Any = None # the version that answers
+        self.routed, self.shadow = False, None # whether a rollout chose it, and which version is asked the same
 
     @property
     def headers(self) -> Headers:
