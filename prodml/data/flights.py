@@ -282,11 +282,11 @@ LOOKAHEAD_DAYS = 2
 # %% ../../nbs/1_data/08_flights.ipynb #441e0f1f
 KEY = ("time_hour", "carrier", "flight", "origin", "dest")
 GROUPS = {
-    "aircraft": {"columns": ["aircraft_*"], "reads": ["minute", "tailnum"], "tables": ["flights"]},
-    "past weeks": {"columns": ["*_?d", "*_28d"], "reads": ["hour", "minute"], "tables": ["flights"]},
-    "schedule": {"columns": ["*_scheduled_?h"], "reads": ["minute", "sched_arr_time", "distance"], "tables": []},
-    "today": {"columns": ["*_flights_?h", "*_late_rate_?h", "*_mean_delay_?h", "*_waiting*"], "reads": ["minute"], "tables": ["flights"]},
-    "weather": {"columns": [*LATEST, "rain_6h", "visib_min_3h", "wind_max_3h", "pressure_change", "weather_age_minutes"], "reads": ["minute"], "tables": ["weather"]},
+    "aircraft": {"columns": ["aircraft_*"], "reads": ["minute", "tailnum"], "silence_minutes": {"flights": 360}},
+    "past weeks": {"columns": ["*_?d", "*_28d"], "reads": ["hour", "minute"], "silence_minutes": {"flights": 2880}},
+    "schedule": {"columns": ["*_scheduled_?h"], "reads": ["minute", "sched_arr_time", "distance"], "silence_minutes": {}},
+    "today": {"columns": ["*_flights_?h", "*_late_rate_?h", "*_mean_delay_?h", "*_waiting*"], "reads": ["minute"], "silence_minutes": {"flights": 360}},
+    "weather": {"columns": [*LATEST, "rain_6h", "visib_min_3h", "wind_max_3h", "pressure_change", "weather_age_minutes"], "reads": ["minute"], "silence_minutes": {"weather": 360}},
 }
 
 
