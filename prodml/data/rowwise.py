@@ -267,6 +267,9 @@ def repaired_cells(
 ) -> ir.Table:
     "The rows after the repairs that change single cells."
     own = [rule for rule in repairs if rule["table"] == main and rule["repair"] in CELL_REPAIRS]
+    # A column that a later repair dropped needs no mending; one that `rekey` makes is not there yet.
+    own = [rule if rule["repair"] == "rekey" else {**rule, "columns": [name for name in rule["columns"] if name in table.columns]} for rule in own]
+    own = [rule for rule in own if rule["columns"]]
     return apply_repairs({**others, main: table}, own)[main].result() if own else table
 
 
