@@ -204,12 +204,22 @@ class RowEncoder:
         self.lookups = {column["name"]: vocabulary_lookup(column["vocabulary"]) for column in encoding["categorical"]}
         rules = encoding.get("imputation", [])
         self.imputer = Imputer(rules, self.numeric, self.lookups) if rules else None
+        filled = {name for name, *_ in self.imputer.values} if rules else set()
+        self.asked_absent = sorted({*self.indicators, *filled} & {*self.lookups}) if rules else []
 
     def __call__(
         self,
         columns: Mapping[str, Any], # column name -> values, [N] each; other columns are ignored
     ) -> tuple[np.ndarray, np.ndarray]:
         "Numbers float32 [N, numeric] with NaN where missing, and codes int64 [N, categorical]; InputError on bad columns."
+        numbers, codes, absent = self.unfilled(columns)
+        return self.filled(numbers, codes, absent) if self.imputer else (numbers, codes)
+
+    def unfilled(
+        self,
+        columns: Mapping[str, Any], # column name -> values, [N] each; other columns are ignored
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        "Numbers and codes before holes are filled and without indicators, and whether a value is missing, bool [N], for each category that a rule or an indicator asks about; InputError on bad columns."
         arrays = {name: _column(columns, name) for name in (*self.numeric, *self.lookups)}
         rows = len(next(iter(arrays.values()))) if arrays else 0
         numbers = np.empty((rows, len(self.numeric)), np.float32)
@@ -221,11 +231,15 @@ class RowEncoder:
             numbers[:, place] = encode_numbers(arrays[name], name)
         for place, (name, lookup) in enumerate(self.lookups.items()):
             codes[:, place] = encode_categories(arrays[name], lookup)
-        return self._filled(numbers, codes, arrays) if self.imputer else (numbers, codes)
+        return numbers, codes, {name: np.fromiter(map(_is_missing, arrays[name].tolist()), bool, len(codes)) for name in self.asked_absent}
 
-    def _filled(self, numbers: np.ndarray, codes: np.ndarray, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        "The indicators stand behind the other numbers; they tell of the values as they came."
-        absent = {name: np.fromiter(map(_is_missing, arrays[name].tolist()), bool, len(codes)) for name in {*self.indicators, *(name for name, *_ in self.imputer.values)} & {*self.lookups}}
+    def filled(
+        self,
+        numbers: np.ndarray, # float32 [N, numeric] without indicators; changed in place
+        codes: np.ndarray, # int64 [N, categorical]; changed in place
+        absent: Mapping[str, np.ndarray], # bool [N] for each of `asked_absent`
+    ) -> tuple[np.ndarray, np.ndarray]:
+        "Numbers and codes after the rules of the encoding. The indicators stand behind the other numbers; they tell of the values as they came."
         indicators = [absent[name] if name in absent else np.isnan(numbers[:, self.numeric.index(name)]) for name in self.indicators]
         told = np.array(indicators, np.float32).reshape(len(self.indicators), len(numbers)).T
         self.imputer(numbers, codes, absent)
