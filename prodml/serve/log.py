@@ -274,8 +274,9 @@ class Chain:
         if self._broken:
             self._release()
             self._open()
-        if self.end >= self._most or time.time_ns() // 86_400_000_000_000 != self._day:
+        if self.end >= self._most:
             self._begin()
+        self.turn_day()
         try:
             return self._append(entries)
         except OSError as error:
@@ -284,6 +285,11 @@ class Chain:
                 raise
         self._begin()
         return self._append(entries)
+
+    def turn_day(self) -> None:
+        "Begin a segment if the day of this one is over and it holds something, so that retention can let it go."
+        if self.end > self._first_end and time.time_ns() // 86_400_000_000_000 != self._day:
+            self._begin()
 
     def _append(self, entries: Sequence[Entry]) -> list[Place]:
         data, places, number, previous = bytearray(), [], self.number, self.hash
@@ -614,6 +620,7 @@ class PredictionLog:
                 taken = []
                 if not left:
                     break
+            self._chain.turn_day()
         except OSError as error:
             self._pending.extendleft(reversed(taken))
             self.trouble = error.strerror or str(error)
