@@ -33,7 +33,7 @@ from ..bundle.sign import Paths, check_signature, private_key, signature_of, tru
 from ..core.errors import InputError
 from ..core.files import written
 from .limits import read_settings, settings_of
-from .log import INDEX, Chain, Entered, Held, LogSettings, find, hold, read_chain, read_frames, sync_folder
+from .log import INDEX, Chain, Entered, Held, LogSettings, find, hold, read_chain, read_frames, seal_at, sync_folder
 from .log_format import CODES, FIRST, NO_KEY, OVERHEAD, Act, Frame, Keyring, Logged, Seal, SegmentStart, add_key, bundle_hash, chain_folders, encode_content, frames, link, opened, read_keyring, segment_paths, text_of, value_hash
 
 # %% ../../nbs/4_serve/13_audit.ipynb #374cfe67
@@ -169,6 +169,7 @@ class _Walk:
     def __init__(self, folder: Path, allowed: _Allowed, seen: Mapping[int, tuple[str, str]]):
         self.folder, self._allowed, self._seen = folder, allowed, seen
         self.state, self._expected, self._hash, self._numbers, self._path = ChainState(folder.name), 0, FIRST, None, None
+        self._plain, self._agreed = True, -1
 
     def _say(self, frame: Frame | None, what: str, text: str) -> None:
         if len(self.state.findings) < MOST_FINDINGS:
@@ -239,14 +240,18 @@ class _Walk:
             self.state.lost += opened(frame, Seal()).count if self._plain else 0
         self.state.predictions += frame.kind == "prediction"
         self.state.feedback += frame.kind == "feedback"
-        if frame.number in self._seen and (known := self._seen[frame.number])[0] != frame.hash.hex():
-            self._say(frame, "rewritten", f"{known[1]} saw another record here.")
+        if frame.number in self._seen:
+            own, who = self._seen[frame.number]
+            if own == frame.hash.hex():
+                self._agreed = frame.number
+            else:
+                self._say(frame, "rewritten", f"The chain up to here is not the one that {who} saw; " + (f"up to record {self._agreed} it is." if self._agreed >= 0 else "no witness tells from where on."))
         self.state.records += 1
         self._expected, self._hash = max(number + 1, self._expected), frame.hash
 
     def segment(self, path: Path, last: bool) -> None:
         "All records of a segment."
-        self._path, self._plain = path, True
+        self._path = path
         found = list(read_frames(path))
         if found and found[0].kind == "segment":
             start = _start_of(found[0])
@@ -283,7 +288,7 @@ def _start_of(frame: Frame) -> SegmentStart | None:
     "The first record of a segment; None when it cannot be read."
     try:
         return opened(frame, Seal())
-    except (ValueError, msgspec.MsgspecError):
+    except ValueError:
         return None
 
 
@@ -439,7 +444,7 @@ class Erased(NamedTuple):
     "What an erasure did."
     predictions: int
     feedback: int
-    unknown: int # records whose hash was made with a key that the keyring lacks: they may be of the person
+    unknown: int # records that cannot be read, or whose hash was made with a key that the keyring lacks: they may be of the person
 
 
 def _is_of(content: Logged, column: str, text: str, keyring: Keyring | None) -> bool | None:
@@ -456,13 +461,17 @@ def _is_of(content: Logged, column: str, text: str, keyring: Keyring | None) -> 
 def _subject(folder: str | Path, column: str, text: str, keyring: Keyring | None) -> tuple[set[bytes], int]:
     "The keys of all predictions of a person, and of how many it cannot be told."
     keys, unknown = set(), 0
-    for chain in chain_folders(folder):
-        for entered in read_chain(chain, keyring):
-            if entered.frame.kind == "prediction" and entered.content is not None:
-                found = _is_of(entered.content, column, text, keyring)
+    for path in (path for chain in chain_folders(folder) if chain.name != ACTS for path in segment_paths(chain)):
+        seal = seal_at(path, keyring)
+        for frame in read_frames(path):
+            if frame.kind == "prediction" and not frame.erased:
+                try:
+                    found = _is_of(opened(frame, seal), column, text, keyring)
+                except ValueError:  # a changed record must not keep a person from being erased
+                    found = None
                 unknown += found is None
                 if found:
-                    keys.add(entered.frame.key)
+                    keys.add(frame.key)
     return keys, unknown
 
 
@@ -684,7 +693,7 @@ def told(
     lines = []
     for state in report.chains:
         notes = [f"{state.erased} erased"] * bool(state.erased) + [f"{state.lost} lost when the disk stood still"] * bool(state.lost) + [f"begins at record {state.first}"] * bool(state.first)
-        lines.append(f"{state.chain}: {state.records:,} records in {state.segments} segments, {state.predictions:,} predictions, {state.feedback:,} labels{''.join(f', {note}' for note in notes)}; head {state.last} {state.hash[:16]}")
+        lines.append(f"{state.chain}: segments {state.segments}, records {state.records:,}, predictions {state.predictions:,}, labels {state.feedback:,}{''.join(f', {note}' for note in notes)}; head {state.last} {state.hash[:16]}")
     lines += [f"BROKEN {finding}" for finding in report.findings]
     lines.append(f"{'sound' if report.sound else f'{len(report.findings)} findings'}; held against {report.anchored} heads of anchors and acts")
     return "\n".join(lines)
@@ -712,7 +721,7 @@ def _erased(log: Path, keyring: Keyring | None, given: argparse.Namespace) -> in
     if not equals or not column:
         raise InputError(f"{given.subject!r} names nobody", "Give COLUMN=VALUE, such as tailnum=N14228.")
     done = erase(log, column, value, given.why, keyring, given.by)
-    print(f"erased {done.predictions} predictions and {done.feedback} labels" + (f"; of {done.unknown} records it cannot be told without their key" if done.unknown else ""))
+    print(f"erased {done.predictions} predictions and {done.feedback} labels" + (f"; of {done.unknown} records it cannot be told: their key is missing, or they were changed" if done.unknown else ""))
     return 1 if done.unknown else 0
 
 
