@@ -25,6 +25,8 @@ from ..bundle.contract import row_contract
 from ..bundle.explain import baseline_document, typical_row
 from ..core.errors import InputError
 from ..core.files import artifact, project_root, read_json, sha256_of, sha256_of_folder, write_json, written_folder
+from ..data.rowwise import serving_document
+from ..data.validate import read_tables
 from ..model.export import to_onnx
 from ..model.networks import build_network
 from ..model.rows import made_up_rows
@@ -109,7 +111,7 @@ def bundle_parts(
     serve: str, # dense, pruned or int8
     gates: Sequence[Mapping[str, Any]], # of conf/trust
 ) -> dict[str, Any]:
-    "The JSON files that are made here, by name: model, encoding, contract, thresholds, metrics, gates."
+    "The JSON files that are made here, by name: model, encoding, contract, thresholds, metrics, gates; and rowwise, if the cleaned tables are there."
     graphs = graph_files(artifacts, serve)
     encoding = read_json(artifacts / "features" / "encoding.json")
     training = pq.read_table(artifacts / "features" / "train.parquet")
@@ -117,13 +119,16 @@ def bundle_parts(
     types = read_json(artifacts / "ingest" / "types.json")[data["main"]]
     chosen = read_json(artifacts / "evaluate" / "thresholds.json")
     verdicts = judged(read_gates(gates), artifacts, data)
-    return {
+    row = row_contract(data["main"], types, data["rules"], data["target"]["column"], data["request"])
+    cleaned = artifacts / "clean"
+    rowwise = {"rowwise.json": serving_document(read_tables(cleaned), data, encoding, row["types"])} if cleaned.exists() else {}
+    return rowwise | {
         "model.json": {
             "name": data["name"], "serves": serve, "graphs": {graph: f"{graph}.onnx" for graph in graphs},
             "architecture": f"{architecture['name']}, {architecture['kind']} with hidden widths {architecture['hidden']}",
         },
         "encoding.json": encoding,
-        "contract.json": contract_of(training, encoding) | {"row": row_contract(data["main"], types, data["rules"], data["target"]["column"], data["request"])},
+        "contract.json": contract_of(training, encoding) | {"row": row},
         "thresholds.json": {graph: chosen[graph] for graph in graphs},
         "metrics.json": metrics,
         GATES_FILE: {"gates": verdicts, "rejected": reasons_of(verdicts)},
