@@ -25,16 +25,16 @@ from ..core.errors import InputError
 from ..core.files import read_json
 from .problems import Problem
 
-# %% ../../nbs/4_serve/02_models.ipynb #22ac94e7
+# %% ../../nbs/4_serve/02_models.ipynb #48309630
 class Step(Protocol):
-    "From what a request carries to the model's columns."
+    "From what a request carries to the model's columns, encoded; `FeatureSource` is one."
 
     def __call__(
         self,
         columns: Mapping[str, Sequence[Any]], # of the row contract, [N] each
         now: int, # microseconds since 1970 UTC
-    ) -> tuple[Mapping[str, Any], list[list[str]]]:
-        "The model's columns, [N] each, and for each row the columns that were stale or missing and fell back."
+    ) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
+        "Numbers float32 [N, n], codes int64 [N, c], and for each row what was stale or missing and fell back."
 
 
 def request_contract(
@@ -75,7 +75,6 @@ class Served:
         self.columns = list(dict.fromkeys([*self.contract["types"], *([] if step else self.inputs)]))
         self.encode = RowEncoder(bundle.encoding)
         self.pack = RowPacker(self.encode)
-        self.row_step = getattr(step, "row", None)
         self.predict = bundle.predict_encoded
         self.loaded_at = time.time()
         self.batcher: Any = None # of whoever asks it row by row
@@ -90,10 +89,7 @@ class Served:
         "The row as the model takes it, packed, and the columns that fell back; InputError on a row that cannot be encoded."
         if self.step is None:
             return (*self.pack(row), [])
-        if self.row_step is not None:
-            made, degraded = self.row_step(row, now)
-            return (*self.pack(made), degraded)
-        numbers, codes, degraded = self.features({name: [row.get(name)] for name in self.columns}, now)
+        numbers, codes, degraded = self.step({name: [row.get(name)] for name in self.columns}, now)
         return numbers.tobytes(), codes.tobytes(), degraded[0]
 
     def features(
@@ -102,9 +98,10 @@ class Served:
         now: int, # microseconds since 1970 UTC
     ) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
         "Numbers float32 [N, n], codes int64 [N, c], and for each row the columns that fell back; InputError on bad columns."
-        made, degraded = self.step(columns, now) if self.step else (columns, None)
-        numbers, codes = self.encode(made)
-        return numbers, codes, [[] for _ in range(len(numbers))] if degraded is None else degraded
+        if self.step is not None:
+            return self.step(columns, now)
+        numbers, codes = self.encode(columns)
+        return numbers, codes, [[] for _ in range(len(numbers))]
 
     def labels(
         self,
