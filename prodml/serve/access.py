@@ -95,9 +95,9 @@ _SHOWN = (
     (re.compile(r"(prodml_[0-9a-f]{12}_)[0-9a-zA-Z]+"), r"\1***"),
     (re.compile(r"(?<![\w-])eyJ[\w-]+\.[\w.-]+"), "***"),
     (re.compile(r"(?i)(?<![\w-])((?:bearer|basic)\s+)(?!prodml_[0-9a-f]{12}_\*)[\w.~+/=-]+\**"), r"\1***"),
-    (re.compile(r"(?i)(?<![\w-])([\w-]*(?:password|passwd|passphrase|secret|token|api[-_]?key)[\"']?(?:\s*[=:]\s*[(\[{]*|, *)b?[\"']?)(?!prodml_[0-9a-f]{12}_\*)[^\s\"'&,;*]+\**"), r"\1***"),
-    (re.compile(r"(://[^/\s:@]*:)[^/\s@]+@"), r"\1***@"),
-    (re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)[^-]*"), r"\1***"),
+    (re.compile(r"(?i)(?<![\w-])([\w-]*(?:password|passwd|passphrase|secret|token|api[-_]?key)[\"']?(?:\s*[=:]\s*[(\[{]*|, *)b?[\"']?)(?!prodml_[0-9a-f]{12}_\*)(?:\\.|[^\s\"'&,;*\\])+\**"), r"\1***"),
+    (re.compile(r"(://[^/\s:@\"']*:)[^/\s@\"']+@"), r"\1***@"),
+    (re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)[^\"'-]*"), r"\1***"),
 )
 
 
