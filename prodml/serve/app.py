@@ -7,10 +7,9 @@ __all__ = ['ARROW', 'CSV', 'FORMS', 'encode', 'STRUCTS', 'MANY_ROWS', 'EXPLAININ
            'Predictions', 'RowExplanation', 'Explanations', 'Label', 'Accepted', 'Load', 'new_ids', 'Hooks', 'App',
            'about', 'describe']
 
-# %% ../../nbs/4_serve/04_app.ipynb #546f68dd
+# %% ../../nbs/4_serve/04_app.ipynb #ff5894da
 import asyncio
 import csv
-import hashlib
 import io
 import os
 import time
@@ -119,10 +118,11 @@ def new_ids(
 class Hooks:
     "What stands beside the models; None leaves a thing out."
     access: Any = None # check(headers, peer, role) -> caller
-    log: Any = None # append(record), feedback(id, label, at) -> bool
+    log: Any = None # append(record), feedbacks([(id, label, at)]) -> [bool]
     record: Callable[..., Any] | None = None # makes what `log` takes
-    metrics: Any = None # request, stage, batch, prediction, broken_rule, degraded, render
+    metrics: Any = None # request, stage, batch, prediction, predictions, broken_rule, degraded, render
     rollout: Any = None # route(key) -> decision, record(version, ok, seconds, probability)
+    on_labels: Callable[[list[tuple[str, int]]], None] | None = None # told of ids and labels that were kept, in the thread that kept them
 
 
 MANY_ROWS = 256 # from which a request is read and answered in a thread, so that the others go on
@@ -144,9 +144,9 @@ class _Base(Http):
     ):
         super().__init__(limits, hooks.access, hooks.metrics)
         self.models, self.batching, self.releases, self.alone = models, batching, releases, alone
-        self.log, self.record, self.rollout = hooks.log, hooks.record, hooks.rollout
-        self.draining = False
-        self.rows_threads, self.slow_thread, self._explaining = ThreadPoolExecutor(2, "rows"), ThreadPoolExecutor(1, "slow"), 0
+        self.log, self.record, self.rollout, self.on_labels = hooks.log, hooks.record, hooks.rollout, hooks.on_labels
+        # Each kind of slow work has threads of its own, so that a label does not wait for an explanation.
+        self.rows_threads, self.slow_thread, self.feedback_threads, self._explaining = ThreadPoolExecutor(2, "rows"), ThreadPoolExecutor(1, "slow"), ThreadPoolExecutor(16, "feedback"), 0
         self._described: tuple[Any, bytes] = (None, b"")
         self._shadows: set[asyncio.Task] = set()
         for route in self._own_routes():
@@ -154,7 +154,7 @@ class _Base(Http):
         self.on_stop.append(self._close)
 
     async def _close(self) -> None:
-        for pool in (self.rows_threads, self.slow_thread):
+        for pool in (self.rows_threads, self.slow_thread, self.feedback_threads):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def batcher_of(
@@ -225,13 +225,13 @@ class _Predicting(_Base):
         if self.metrics is not None:
             self._measured(request, served, told, prepared)
         if self.log is not None:
-            self.log.append(self.record(told.id, now, served.name, served.version, "predict", _caller(request), row, probability, degraded, None))
+            self.log.append(self.record(told.id, now, served.name, served.version, "predict", _caller(request), row, probability, degraded, None, served.digest, numbers + codes if served.step is not None else None))
         if request.routed:
             self._to_rollout(request, served, row, probability, now)
         return 200, JSON_HEADERS, encode(told)
 
     def _measured(self, request: Request, served: Served, told: Prediction, prepared: float) -> None:
-        self.metrics.stage("prepare", prepared - request.began)
+        self.metrics.stage("features", prepared - request.began)
         self.metrics.stage("predict", time.perf_counter() - prepared)
         self.metrics.prediction(served.version, told.probability)
         for column in told.degraded:
@@ -264,7 +264,7 @@ class _Predicting(_Base):
             pass
         self.rollout.record(version, probability is not None, time.perf_counter() - began, probability)
         if self.log is not None and probability is not None:
-            self.log.append(self.record(new_ids(1)[0], now, served.name, version, "shadow", "", row, probability, degraded, None))
+            self.log.append(self.record(new_ids(1)[0], now, served.name, version, "shadow", "", row, probability, degraded, None, served.digest, numbers + codes if served.step is not None else None))
 
     async def _many(self, request: Request, body: bytes, kind: bytes | None, accept: bytes | None) -> Answer:
         query = request.query("partial", "version")
@@ -278,6 +278,8 @@ class _Predicting(_Base):
         prepared = await self._placed(rows > MANY_ROWS, _prepared, served, given, partial, now)
         self._count(prepared)
         told = await self.batcher_of(served).ask(prepared.numbers, prepared.codes)
+        if self.metrics is not None:
+            self.metrics.predictions(served.version, told)
         if request.routed:
             for probability in told.tolist():
                 self.rollout.record(served.version, True, (time.perf_counter() - request.began) / max(1, len(told)), probability)
@@ -296,12 +298,9 @@ class _Predicting(_Base):
 
     def _answer(self, request: Request, served: Served, prepared: Prepared, told: np.ndarray, now: int, form: bytes) -> Answer:
         ids, probabilities, caller = new_ids(len(told)), told.tolist(), _caller(request)
-        if self.metrics is not None:
-            for probability in probabilities:
-                self.metrics.prediction(served.version, probability)
         if self.log is not None:
             for place, (own, probability) in enumerate(zip(ids, probabilities)):
-                self.log.append(self.record(own, now, served.name, served.version, "predict", caller, prepared.row_of(place), probability, prepared.degraded[place], None))
+                self.log.append(self.record(own, now, served.name, served.version, "predict", caller, prepared.row_of(place), probability, prepared.degraded[place], None, served.digest, prepared.packed(place) if served.step is not None else None))
         rows = [
             RowPrediction(row, own, probability, probability >= served.threshold, served.labels(probability), degraded)
             for row, own, probability, degraded in zip(prepared.places, ids, probabilities, prepared.degraded)
@@ -384,7 +383,7 @@ class App(_Predicting):
             shares, errors = (dict(zip(names, values[place].tolist())) for values in (told.shares, told.errors))
             rows.append(RowExplanation(prepared.places[place], own, probabilities[place], told.base, shares, errors, prepared.degraded[place]))
             if self.log is not None:
-                self.log.append(self.record(own, now, served.name, served.version, "explain", _caller(request), prepared.row_of(place), probabilities[place], prepared.degraded[place], shares))
+                self.log.append(self.record(own, now, served.name, served.version, "explain", _caller(request), prepared.row_of(place), probabilities[place], prepared.degraded[place], shares, served.digest, prepared.packed(place) if served.step is not None else None))
         return Explanations(served.name, served.version, rows, told_of(prepared.refused[:100]))
 
     async def feedback(self, request: Request) -> Answer:
@@ -394,12 +393,19 @@ class App(_Predicting):
         several = labels if isinstance(labels, list) else [labels]
         if len(several) > self.limits.rows:
             raise too_many(len(several), self.limits.rows)
-        at = time.time_ns() // 1000
-        known = await asyncio.get_running_loop().run_in_executor(self.slow_thread, lambda: [self.log.feedback(one.id, one.label, at) for one in several])
+        known = await asyncio.get_running_loop().run_in_executor(self.feedback_threads, self._keep, several)
         unknown = [one.id for one, kept in zip(several, known) if not kept]
         if unknown and not isinstance(labels, list):
             raise Problem(404, detail=f"There is no answer with the id {unknown[0][:80]!r} in the log.")
         return 200, JSON_HEADERS, encode(Accepted(len(several) - len(unknown), unknown))
+
+    def _keep(self, labels: list[Label]) -> list[bool]:
+        "Which of the labels are of an answer that is known; those are on the disk now."
+        now = time.time_ns() // 1000
+        known = self.log.feedbacks([(one.id, one.label, now) for one in labels])
+        if self.on_labels is not None:
+            self.on_labels([(one.id, one.label) for one, kept in zip(labels, known) if kept])
+        return known
 
     async def model(self, request: Request) -> Answer:
         "What is served: the version asked for, or the live one."

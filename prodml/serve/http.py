@@ -159,7 +159,7 @@ class Http:
     def __init__(
         self,
         limits: Limits = Limits(), # of every request
-        access: Any = None, # check(headers, peer, role) -> caller
+        access: Any = None, # check(headers, peer, role, certificate) -> caller
         metrics: Any = None, # request(route, status, seconds)
     ):
         self.limits, self.access, self.metrics = limits, access, metrics
@@ -169,6 +169,7 @@ class Http:
         self.on_start: list[Callable[[], Awaitable[None]]] = []
         self.on_stop: list[Callable[[], Awaitable[None]]] = []
         self.running: dict[asyncio.Task, Request] = {}
+        self.draining = False # whether the server is about to stop: callers are asked to connect elsewhere
         self._expired: set[asyncio.Task] = set()
         self._sweeping: Any = None
 
@@ -190,7 +191,8 @@ class Http:
             if len(self.running) > self.limits.in_flight and route.limited:
                 raise overloaded("Too many requests are running.")
             if self.access is not None and route.role is not None:
-                request.caller = self.access.check(scope["headers"], scope.get("client"), route.role)
+                tls = (scope.get("extensions") or {}).get("tls")
+                request.caller = self.access.check(scope["headers"], scope.get("client"), route.role, tls["client_cert_name"] if tls else None)
             status, headers, body = await route.handler(request)
         except Problem as problem:
             status, headers, body = refusal(problem)
@@ -209,6 +211,8 @@ class Http:
                 self._expired.discard(task)
         if self.metrics is not None:
             self.metrics.request(route.path if route else "none", status, time.perf_counter() - began)
+        if self.draining:
+            headers = [*headers, (b"connection", b"close")]
         await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
         await send({"type": "http.response.body", "body": body})
 

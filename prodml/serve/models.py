@@ -77,6 +77,8 @@ class Served:
         self.pack = RowPacker(self.encode)
         self.predict = bundle.predict_encoded
         self.loaded_at = time.time()
+        # It names every file inside: what an answer was made by, whatever the version is called.
+        self.digest = hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest() if folder else ""
         self.batcher: Any = None # of whoever asks it row by row
         limits = (bundle.conformal or {}).get("quantiles")
         self._limits = limits and [float("inf") if limit is None else limit for limit in limits]

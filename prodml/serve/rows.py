@@ -198,6 +198,13 @@ class Prepared:
     row_of: Callable[[int], dict[str, Any]] # what was sent for one of them, by its place among the N
     verdicts: list[Verdict] # all broken rules, warnings too
 
+    def packed(
+        self,
+        place: int, # among the N
+    ) -> bytes:
+        "The row's bytes, numbers first."
+        return self.numbers[place].tobytes() + self.codes[place].tobytes()
+
     @property
     def refused(self) -> list[Verdict]:
         "The broken rules for which rows are missing here."
