@@ -169,6 +169,7 @@ class Http:
         self.on_start: list[Callable[[], Awaitable[None]]] = []
         self.on_stop: list[Callable[[], Awaitable[None]]] = []
         self.running: dict[asyncio.Task, Request] = {}
+        self.on_answer: Callable[[Mapping[str, Any], str, int, float, Any], None] | None = None # told scope, route, status, seconds and caller of each answer
         self.draining = False # whether the server is about to stop: callers are asked to connect elsewhere
         self._expired: set[asyncio.Task] = set()
         self._sweeping: Any = None
@@ -184,7 +185,7 @@ class Http:
     async def __call__(self, scope: Mapping[str, Any], receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
             return await self._other(scope, receive, send)
-        began, route, task = time.perf_counter(), None, asyncio.current_task()
+        began, route, request, task = time.perf_counter(), None, None, asyncio.current_task()
         try:
             route, values = self._found(scope["path"], scope["method"])
             request = self.running[task] = Request(scope, receive, self.limits, values)
@@ -211,6 +212,8 @@ class Http:
                 self._expired.discard(task)
         if self.metrics is not None:
             self.metrics.request(route.path if route else "none", status, time.perf_counter() - began)
+        if self.on_answer is not None:
+            self.on_answer(scope, route.path if route else "none", status, time.perf_counter() - began, request and request.caller)
         if self.draining:
             headers = [*headers, (b"connection", b"close")]
         await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
