@@ -182,6 +182,16 @@ class Http:
         self.routes = [one for one in self.routes if (one.path, one.method) != (route.path, route.method)] + [route]
         (self._patterns if "{" in route.path else self._exact).setdefault(route.path, {})[route.method] = route
 
+    def close_role(
+        self,
+        role: str, # of the routes that are no longer answered
+    ) -> None:
+        "Take away what only this role may do."
+        self.routes = [route for route in self.routes if route.role != role]
+        self._exact, self._patterns = {}, {}
+        for route in self.routes:
+            self.add(route)
+
     async def __call__(self, scope: Mapping[str, Any], receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
             return await self._other(scope, receive, send)

@@ -351,7 +351,7 @@ def serve_alone(
     bound = port_for(settings.server, shared=settings.server.workers > 1)
     service = make_service(bundles, settings, metrics_folder)
     if settings.server.workers > 1:
-        service.app.routes = [route for route in service.app.routes if route.role != "operate"]
+        service.app.close_role("operate")
     served = service.models.get()
     logger.info("%s %s answers on http%s://%s:%d", served.name, served.version, "s" if settings.tls.certificate else "", *bound.getsockname()[:2])
     try:
