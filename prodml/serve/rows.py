@@ -24,11 +24,11 @@ from .limits import Limits, depth_of
 from .models import Served
 from .problems import Problem, of_input, of_verdicts
 
-# %% ../../nbs/4_serve/04_rows.ipynb #c82ddf95
+# %% ../../nbs/4_serve/04_rows.ipynb #8659709b
 class Columns(NamedTuple):
-    "Some rows, column by column."
-    columns: dict[str, Any] # name -> values, [rows] each
-    rows: int
+    "Some rows, column by column, as they were sent: columns that nobody asked for may be of another length."
+    columns: dict[str, Any] # name -> values
+    rows: int # of the longest column
 
 
 Cell = str | int | float | bool | None
@@ -70,11 +70,7 @@ def _loosely(body: bytes, limits: Limits) -> Any:
 
 
 def _as_columns(columns: dict[str, list]) -> Columns:
-    lengths = {name: len(values) for name, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        low, high = min(lengths, key=lengths.get), max(lengths, key=lengths.get)
-        raise of_input(InputError(f"the column has {lengths[low]} rows, {high} has {lengths[high]}", "Send columns of equal length.", column=low))
-    return Columns(columns, next(iter(lengths.values()), 0))
+    return Columns(columns, max(map(len, columns.values()), default=0))
 
 
 def _counted(found: Any, limits: Limits) -> Any:
@@ -266,17 +262,27 @@ def prepare_columns(
     if lacking:
         raise of_verdicts(lacking)
     columns = {name: given.columns[name] for name in served.columns}
+    rows = _common_length(columns)
     verdicts = served.check(columns)
     bad = {verdict.row for verdict in verdicts if verdict.severity == "error"}
     if bad and not partial:
         raise of_verdicts([verdict for verdict in verdicts if verdict.severity == "error"])
-    places = [place for place in range(1, given.rows + 1) if place not in bad] if bad else range(1, given.rows + 1)
+    places = [place for place in range(1, rows + 1) if place not in bad] if bad else range(1, rows + 1)
     kept = {name: _taken(values, places) for name, values in columns.items()} if bad else columns
     try:
         numbers, codes, degraded = served.features(kept, now)
     except InputError as error:
         raise of_input(error) from None
     return Prepared(numbers, codes, degraded, places, lambda place: {name: _plain(values[place]) for name, values in kept.items()}, verdicts)
+
+
+def _common_length(columns: Mapping[str, Any]) -> int:
+    "How many rows the columns have; Problem 422 if they differ."
+    lengths = {name: len(values) for name, values in columns.items()}
+    low, high = min(lengths, key=lengths.get), max(lengths, key=lengths.get)
+    if lengths[low] < lengths[high]:
+        raise of_input(InputError(f"the column has {lengths[low]} rows, {high} has {lengths[high]}", "Send columns of equal length.", column=low))
+    return lengths[low]
 
 
 def _taken(values: Any, places: Sequence[int]) -> Any:
