@@ -8,6 +8,7 @@ __all__ = ['TYPES', 'SEVERITIES', 'ROW_KINDS', 'OPERATORS', 'TIME_PATTERN', 'pla
 
 # %% ../../nbs/0_bundle/02_contract.ipynb #ecb4d520
 import datetime
+import math
 import operator
 import re
 import warnings
@@ -307,7 +308,7 @@ class RowChecker:
             groups = [tuple(rule["columns"])] if rule["rule"] == "compare" else [(name,) for name in rule["columns"]]
             self.rules.append((rule, *_test(rule, self.types), groups))
         self._kinds = [(picker(names), _USUAL[kind], kind == "time") for kind in TYPES if (names := [name for name, own in self.types.items() if own == kind])]
-        self._quick = [_quick(rule, test, group, self.types) for rule, test, _, groups in self.rules for group in groups if set(group) <= set(self.types)]
+        self._quick = _Quick(self.rules, self.types)
 
     def __call__(
         self,
@@ -346,7 +347,7 @@ class RowChecker:
                         return False
                 if of_time and not all(value is None or _time_known(value) is not None for value in values):
                     return False
-            return all([holds(row) for holds in self._quick])
+            return self._quick.holds(row)
         except KeyError:
             return False
 
@@ -364,21 +365,45 @@ def _time_known(text: str) -> int | None:
     return _kept_time(text) if len(text) <= 32 else None
 
 
-def _quick(rule: Mapping[str, Any], test: Callable[..., bool], group: tuple[str, ...], types: Mapping[str, str]) -> Callable[[Mapping[str, Any]], bool]:
-    "A function of a row whose values are of the usual types, true if it keeps to the rule."
-    name, kinds = group[0], [types[column] for column in group]
-    if rule["rule"] == "not_null":
-        return (lambda row: row[name] is not None and row[name] == row[name]) if kinds[0] == "float" else (lambda row: row[name] is not None)
-    if rule["rule"] == "allowed" and kinds[0] == "text":
-        values = frozenset([None, *rule["values"]])
-        return lambda row: row[name] in values
-    if kinds == ["text"] or (kinds == ["int"] and rule["rule"] == "range"):
-        return lambda row: row[name] is None or not test(row[name])
+class _Quick:
+    "The rules of a row whose values are of the usual types, laid out by kind."
 
-    def general(row: Mapping[str, Any]) -> bool:
-        values = [_time_known(row[column]) if kind == "time" and row[column] is not None else _read(row[column], kind) for column, kind in zip(group, kinds)]
-        return None in values or not test(*values)
-    return general
+    def __init__(self, rules: list[tuple], types: Mapping[str, str]):
+        self.ranges, self.allowed, self.others, needed = [], [], [], []
+        for rule, test, _, groups in rules:
+            for group in groups:
+                kinds = [types[name] for name in group]
+                match rule["rule"], kinds[0]:
+                    case "not_null", _:
+                        needed += group
+                    case "range", "int" | "float":
+                        # A float bound and a whole number are compared exactly here and as floats by the checker; what lies within exactly does so rounded too.
+                        self.ranges.append((group[0], *(_bound(rule[side], kinds[0]) if side in rule else sign * math.inf for side, sign in (("min", -1), ("max", 1)))))
+                    case "allowed", "text":
+                        self.allowed.append((group[0], frozenset([None, *rule["values"]])))
+                    case _:
+                        self.others.append((group, kinds, test))
+        self.needed, self.needed_floats = picker(dict.fromkeys(needed)), [name for name in dict.fromkeys(needed) if types[name] == "float"]
+
+    def holds(self, row: Mapping[str, Any]) -> bool:
+        "True if the row keeps to all rules; KeyError where a column is missing."
+        if None in self.needed(row):
+            return False
+        for name in self.needed_floats:
+            if row[name] != row[name]:
+                return False
+        for name, low, high in self.ranges:
+            value = row[name]
+            if value is not None and not low <= value <= high:
+                return False
+        for name, values in self.allowed:
+            if row[name] not in values:
+                return False
+        for group, kinds, test in self.others:
+            values = [_time_known(row[name]) if kind == "time" and row[name] is not None else _read(row[name], kind) for name, kind in zip(group, kinds)]
+            if None not in values and test(*values):
+                return False
+        return True
 
 
 def _broken(test: Callable[..., bool], of_missing: bool, columns: list[list]) -> list[int]:
