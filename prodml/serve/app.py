@@ -271,11 +271,22 @@ class _Predicting(_Base):
         form, partial = accepted(accept, FORMS), flag(query, "partial")
         served, now = self.chosen(request, query.get("version")), time.time_ns() // 1000
         large = len(body) > 200 * MANY_ROWS
-        given = await self._placed(large, _read, served, body, media_type(kind), self.limits)
+        given = await self.placed(large, _read, served, body, media_type(kind), self.limits)
         if isinstance(given, dict) and form == JSON:
             return await self._one(request, served, given)
         rows = given.rows if isinstance(given, Columns) else len(given)
-        prepared = await self._placed(rows > MANY_ROWS, _prepared, served, given, partial, now)
+        prepared = await self.placed(rows > MANY_ROWS, _prepared, served, given, partial, now)
+        ids, told = await self.answered(request, served, prepared, now)
+        return await self.placed(rows > MANY_ROWS, _answer, served, prepared, ids, told, form)
+
+    async def answered(
+        self,
+        request: Request, # with the version that was chosen
+        served: Served, # that version
+        prepared: Prepared, # its rows
+        now: int, # microseconds since 1970 UTC
+    ) -> tuple[list[str], np.ndarray]:
+        "Ids and probabilities of the rows, counted, logged and told to the rollout; Problem 503 as `Batcher.ask`."
         self._count(prepared)
         told = await self.batcher_of(served).ask(prepared.numbers, prepared.codes)
         if self.metrics is not None:
@@ -283,9 +294,19 @@ class _Predicting(_Base):
         if request.routed:
             for probability in told.tolist():
                 self.rollout.record(served.version, True, (time.perf_counter() - request.began) / max(1, len(told)), probability)
-        return await self._placed(rows > MANY_ROWS, self._answer, request, served, prepared, told, now, form)
+        ids = new_ids(len(told))
+        if self.log is not None:
+            await self.placed(len(told) > MANY_ROWS, self._logged, request, served, prepared, ids, told, now)
+        return ids, told
 
-    async def _placed(self, large: bool, function: Callable, *arguments: Any) -> Any:
+    def _logged(self, request: Request, served: Served, prepared: Prepared, ids: list[str], told: np.ndarray, now: int) -> None:
+        caller = _caller(request)
+        for place, (own, probability) in enumerate(zip(ids, told.tolist())):
+            row = prepared.row_of(place)
+            features = prepared.packed(place) if served.step is not None or row is None else None
+            self.log.append(self.record(own, now, served.name, served.version, "predict", caller, row, probability, prepared.degraded[place], None, served.digest, features))
+
+    async def placed(self, large: bool, function: Callable, *arguments: Any) -> Any:
         "What the function gives, from a thread if it is large."
         return await asyncio.get_running_loop().run_in_executor(self.rows_threads, function, *arguments) if large else function(*arguments)
 
@@ -296,18 +317,15 @@ class _Predicting(_Base):
             for column in (column for columns in prepared.degraded for column in columns):
                 self.metrics.degraded(column)
 
-    def _answer(self, request: Request, served: Served, prepared: Prepared, told: np.ndarray, now: int, form: bytes) -> Answer:
-        ids, probabilities, caller = new_ids(len(told)), told.tolist(), _caller(request)
-        if self.log is not None:
-            for place, (own, probability) in enumerate(zip(ids, probabilities)):
-                self.log.append(self.record(own, now, served.name, served.version, "predict", caller, prepared.row_of(place), probability, prepared.degraded[place], None, served.digest, prepared.packed(place) if served.step is not None else None))
-        rows = [
-            RowPrediction(row, own, probability, probability >= served.threshold, served.labels(probability), degraded)
-            for row, own, probability, degraded in zip(prepared.places, ids, probabilities, prepared.degraded)
-        ]
-        if form != JSON:
-            return 200, [(b"content-type", form), (b"x-model-version", served.version.encode("latin-1", "replace"))], (_as_csv if form == CSV else _as_arrow)(rows)
-        return 200, JSON_HEADERS, encode(Predictions(served.name, served.version, rows, told_of(prepared.refused[:100])))
+
+def _answer(served: Served, prepared: Prepared, ids: list[str], told: np.ndarray, form: bytes) -> Answer:
+    rows = [
+        RowPrediction(row, own, probability, probability >= served.threshold, served.labels(probability), degraded)
+        for row, own, probability, degraded in zip(prepared.places, ids, told.tolist(), prepared.degraded)
+    ]
+    if form != JSON:
+        return 200, [(b"content-type", form), (b"x-model-version", served.version.encode("latin-1", "replace"))], (_as_csv if form == CSV else _as_arrow)(rows)
+    return 200, JSON_HEADERS, encode(Predictions(served.name, served.version, rows, told_of(prepared.refused[:100])))
 
 
 def _caller(request: Request) -> str:

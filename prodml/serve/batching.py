@@ -61,6 +61,7 @@ class Batcher:
         self._waiting: list[tuple[Any, Any, asyncio.Future, float]] = []
         self._booked: Any = None
         self.queued_rows = 0
+        self.calls, self.rows = 0, 0 # of the graph, and rows in them
 
     async def row(
         self,
@@ -69,8 +70,7 @@ class Batcher:
     ) -> float:
         "The probability of one packed row; Problem 503 if too many wait, or it waited too long."
         if not self._waiting and self._alone():
-            if self._on_batch:
-                self._on_batch(1)
+            self._count(1)
             return self._predict(*self._arrays(numbers, codes)).item()
         if self.queued_rows >= self._max_queue:
             raise overloaded()
@@ -100,8 +100,7 @@ class Batcher:
         try:
             if rows >= self._thread_rows:
                 return await self._in_thread(numbers, codes)
-            if self._on_batch:
-                self._on_batch(rows)
+            self._count(rows)
             return self._predict(numbers, codes)
         finally:
             self.queued_rows -= rows
@@ -115,10 +114,15 @@ class Batcher:
             if loop.time() > end:
                 raise overloaded("The rows could not be computed in time.")
             part = numbers[start : start + step], codes[start : start + step]
-            if self._on_batch:
-                self._on_batch(len(part[0]))
+            self._count(len(part[0]))
             told.append(await loop.run_in_executor(self._threads, self._predict, *part))
         return told[0] if len(told) == 1 else np.concatenate(told)
+
+    def _count(self, rows: int) -> None:
+        self.calls += 1
+        self.rows += rows
+        if self._on_batch:
+            self._on_batch(rows)
 
     def _own_loop(self) -> asyncio.AbstractEventLoop:
         self._loop = asyncio.get_running_loop()
@@ -141,8 +145,7 @@ class Batcher:
     def _answer(self, asked: list[tuple[Any, Any, asyncio.Future, float]]) -> None:
         numbers, codes, futures, _ = zip(*asked)
         try:
-            if self._on_batch:
-                self._on_batch(len(asked))
+            self._count(len(asked))
             told = self._predict(*self._arrays(b"".join(numbers), b"".join(codes))).tolist()
         except Exception as error:
             for future in futures:

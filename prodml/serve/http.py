@@ -170,6 +170,7 @@ class Http:
         self.on_stop: list[Callable[[], Awaitable[None]]] = []
         self.running: dict[asyncio.Task, Request] = {}
         self.on_answer: Callable[[Mapping[str, Any], str, int, float, Any], None] | None = None # told scope, route, status, seconds and caller of each answer
+        self.refusals: dict[str, Callable[[Problem], Answer]] = {} # beginning of a path -> how a problem below it is answered, where a protocol has a form of its own
         self.draining = False # whether the server is about to stop: callers are asked to connect elsewhere
         self._expired: set[asyncio.Task] = set()
         self._sweeping: Any = None
@@ -206,16 +207,16 @@ class Http:
                 request.caller = self.access.check(scope["headers"], scope.get("client"), route.role, tls["client_cert_name"] if tls else None)
             status, headers, body = await route.handler(request)
         except Problem as problem:
-            status, headers, body = refusal(problem)
+            status, headers, body = self._refused(scope, problem)
         except Disconnected:
             return
         except asyncio.CancelledError:
             if task not in self._expired:
                 raise
-            status, headers, body = self._too_slow(task)
+            status, headers, body = self._refused(scope, self._too_slow(task))
         except Exception:
             logger.exception("a request to %s failed", route.path if route else "no route")
-            status, headers, body = refusal(Problem(500, detail="The server made a mistake, and has written it down. The request may be sent again."))
+            status, headers, body = self._refused(scope, Problem(500, detail="The server made a mistake, and has written it down. The request may be sent again."))
         finally:
             self.running.pop(task, None)
             if self._expired:
@@ -248,12 +249,16 @@ class Http:
                 return methods, {name[1:-1]: unquote(part) for name, part in zip(names, parts) if name.startswith("{")}
         raise Problem(404, detail="There is no such path. See /openapi.json for those that there are.")
 
-    def _too_slow(self, task: asyncio.Task) -> Answer:
+    def _refused(self, scope: Mapping[str, Any], problem: Problem) -> Answer:
+        form = next((form for beginning, form in self.refusals.items() if scope["path"].startswith(beginning)), refusal)
+        return form(problem)
+
+    def _too_slow(self, task: asyncio.Task) -> Problem:
         task.uncancel()
         request = self.running[task]
         if request.whole:
-            return refusal(overloaded(f"The answer took longer than {self.limits.seconds:g} seconds."))
-        return refusal(Problem(408, detail=f"The body did not come within {self.limits.seconds:g} seconds.", headers={"Connection": "close"}))
+            return overloaded(f"The answer took longer than {self.limits.seconds:g} seconds.")
+        return Problem(408, detail=f"The body did not come within {self.limits.seconds:g} seconds.", headers={"Connection": "close"})
 
     def _sweep(self) -> None:
         "Give up what has run too long, and look again in a second."

@@ -198,6 +198,10 @@ class Models:
         "Names of the loaded versions, in the order in which they came."
         return list(self._table)
 
+    def all(self) -> list[Served]:
+        "The loaded versions themselves, in the order in which they came."
+        return list(self._table.values())
+
     def use(
         self,
         version: str, # a loaded one
@@ -209,10 +213,13 @@ class Models:
 
     def unload(
         self,
-        version: str, # a loaded one, not the live one
+        version: str, # a loaded one
+        live: bool = False, # whether it may be the live one; then none is live
     ) -> None:
-        "Forget a version; requests that hold it are still answered. Problem 404 if it is not loaded, 409 if it is live."
+        "Forget a version; requests that hold it are still answered. Problem 404 if it is not loaded, 409 if it is live and may not be."
         with self._writing:
             if self.get(version) is self._live:
-                raise Problem(409, detail=f"The version {version!r} is live. Make another one live first.")
+                if not live:
+                    raise Problem(409, detail=f"The version {version!r} is live. Make another one live first.")
+                self._live = None
             self._table = {name: served for name, served in self._table.items() if name != version}

@@ -191,7 +191,7 @@ class Prepared:
     codes: np.ndarray # int64 [N, c]
     degraded: list[list[str]] # columns that fell back, of each row
     places: Sequence[int] # the number of each row in the request, from 1
-    row_of: Callable[[int], dict[str, Any]] # what was sent for one of them, by its place among the N
+    row_of: Callable[[int], dict[str, Any] | None] # what was sent for one of them, by its place among the N; None where it was sent encoded
     verdicts: list[Verdict] # all broken rules, warnings too
 
     def packed(
