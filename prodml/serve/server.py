@@ -31,6 +31,7 @@ from ..core.errors import InputError
 from .app import App, Hooks
 from .batching import Batching
 from .http import Http
+from .inference_protocol import InferenceProtocol, add_inference_protocol
 from .limits import Limits, check_tables, read_settings, settings_of
 from .models import Models, Opening, version_of
 
@@ -71,6 +72,7 @@ class Settings:
     tls: Any
     observe: Any
     log: Any = None # None keeps no log
+    grpc: Any = None # None does not speak it
     online: Any = None # None looks nothing up
     rollout: Any = None
 
@@ -80,12 +82,13 @@ def all_settings(
 ) -> Settings:
     "Every table by its dataclass; InputError on what is not known, or cannot be."
     from prodml.serve.access import AccessSettings, TlsSettings
+    from prodml.serve.grpc import GrpcSettings
     from prodml.serve.log import LogSettings
     from prodml.serve.observe import ObserveSettings
     from prodml.serve.online import OnlineSettings
 
     kinds = {"server": ServerSettings, "models": Opening, "limits": Limits, "batching": Batching, "access": AccessSettings, "tls": TlsSettings, "observe": ObserveSettings}
-    optional = {"log": LogSettings, "online": OnlineSettings}
+    optional = {"log": LogSettings, "online": OnlineSettings, "grpc": GrpcSettings}
     check_tables(tables, kinds | optional | {"rollout": dict})
     made = {name: settings_of(kind, tables, name) for name, kind in kinds.items()} | {name: settings_of(kind, tables, name) for name, kind in optional.items() if name in tables}
     if "rollout" in tables:
@@ -113,6 +116,7 @@ class Service:
     models: Models
     bundles: list[Path]
     closers: list[Callable[[], Any]]
+    grpc: Any = None # what listens for gRPC; it knows its port
 
     def close(self) -> None:
         "Write down and let go of everything."
@@ -159,7 +163,19 @@ def make_service(
     releases = Path(settings.server.releases) if settings.server.releases else None
     app = App(models, settings.limits, settings.batching, hooks, releases)
     app.on_answer = _on_answer(settings, closers)
-    return Service(app, models, [Path(folder).absolute() for folder in bundles], closers)
+    service = Service(app, models, [Path(folder).absolute() for folder in bundles], closers)
+    service.grpc = _grpc(add_inference_protocol(app), settings)
+    return service
+
+
+def _grpc(protocol: InferenceProtocol, settings: Settings) -> Any:
+    "The server of gRPC, started and stopped with the application; None without a port."
+    if settings.grpc is None or settings.grpc.port is None:
+        return None
+    from prodml.serve.grpc import GrpcServer
+
+    own = settings.server
+    return GrpcServer(protocol, settings.grpc, own.host, settings.tls, own.workers > 1, own.drain_seconds).join()
 
 
 def _step_of(settings: Settings) -> Callable[[Any], Any]:
@@ -438,6 +454,7 @@ def serve_arguments(
     parser.add_argument("--settings", type=Path, metavar="FILE", help="a TOML file; its tables are named after the modules")
     parser.add_argument("--host", help="where to listen (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help="default: 8000")
+    parser.add_argument("--grpc-port", type=int, metavar="PORT", help="speak gRPC there (default: not at all)")
     parser.add_argument("--workers", type=int, help="processes (default: 1)")
     parser.add_argument("--log", metavar="FOLDER", help="keep every answer here, for `prodml audit`")
     parser.add_argument("--trusted", action="append", metavar="KEY", help="a public key, or a folder of them (default: those that PRODML_TRUSTED_KEYS names)")
@@ -455,6 +472,8 @@ def given_settings(
         tables[name] = tables.get(name, {}) | {key: getattr(given, key) for key in keys if getattr(given, key)}
     if given.port is not None:
         tables["server"]["port"] = given.port
+    if given.grpc_port is not None:
+        tables["grpc"] = tables.get("grpc", {}) | {"port": given.grpc_port}
     if given.log:
         tables["log"] = tables.get("log", {}) | {"folder": given.log}
     return all_settings(tables)
@@ -471,8 +490,8 @@ def run_server(
     start_logs(settings.observe)
     if settings.server.workers == 1 or given.worker:
         return serve_alone(given.bundles, settings, given.worker or settings.observe.folder)
-    if settings.server.port == 0:
-        raise InputError("workers cannot share a port that each of them would choose", "Give --port.")
+    if settings.server.port == 0 or (settings.grpc is not None and settings.grpc.port == 0):
+        raise InputError("workers cannot share a port that each of them would choose", "Give --port, and --grpc-port if gRPC is spoken.")
     with tempfile.TemporaryDirectory(prefix="prodml-metrics-") as folder:
         command = [sys.executable, "-m", "prodml.serve.server", *_words(given), "--worker", settings.observe.folder or folder]
         return serve_in_workers(command, settings.server.workers, settings.server.drain_seconds + settings.server.notice_seconds + 5)
@@ -481,8 +500,8 @@ def run_server(
 def _words(given: argparse.Namespace) -> list[str]:
     "The flags as they were given, for a worker."
     words = [str(folder) for folder in given.bundles]
-    for name in ("settings", "host", "port", "workers", "log"):
-        words += [f"--{name}", str(getattr(given, name))] if getattr(given, name) is not None else []
+    for name in ("settings", "host", "port", "grpc_port", "workers", "log"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(given, name))] if getattr(given, name) is not None else []
     words += [word for key in given.trusted or [] for word in ("--trusted", key)]
     return words + [f"--{name}" for name in ("unsigned", "rejected") if getattr(given, name)]
 
