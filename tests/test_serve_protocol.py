@@ -283,7 +283,6 @@ def test_keys_and_roles_hold(kind, small_bundle, tmp_path):
         if kind == "grpc":
             told = queue.Queue()
             one.start_stream(lambda result, error: told.put(error or result))
-            one.async_stream_infer("made_up", inputs_of(kind))
             assert "UNAUTHENTICATED" in str(told.get(timeout=10))
 
 
@@ -450,6 +449,33 @@ def test_limits_hold_for_both(small_bundle):
                 with pytest.raises(InferenceServerException, match="larger than|max"):
                     one.infer("made_up", inputs_of(kind, {name: np.resize(values, 2000) for name, values in COLUMNS.items()}))
                 assert one.is_server_live()
+
+
+def test_who_sends_nothing_holds_no_place(small_bundle):
+    with serving(small_bundle, limits={"seconds": 1.0, "in_flight": 3}) as (addresses, _), grpc.insecure_channel(addresses["grpc"]) as idle, client("grpc", addresses) as one:
+        waiting = queue.Queue()
+        calls = [idle.stream_unary("/inference.GRPCInferenceService/ModelInfer").future(iter(waiting.get, None), timeout=20) for _ in range(3)]
+        with pytest.raises(InferenceServerException, match="RESOURCE_EXHAUSTED"):
+            for _ in range(100):
+                one.is_server_live()
+                time.sleep(0.01)
+        for call in calls:
+            assert call.exception(timeout=10).code() == grpc.StatusCode.DEADLINE_EXCEEDED and "did not come" in call.exception().details()
+        assert one.is_server_live()
+        for _ in calls:
+            waiting.put(None)
+
+
+def test_an_idle_stream_does_not_keep_the_server(small_bundle):
+    told = queue.Queue()
+    with serving(small_bundle, server={"port": 0, "drain_seconds": 15.0}) as (addresses, _):
+        one = tritongrpc.InferenceServerClient(addresses["grpc"])
+        one.start_stream(lambda result, error: told.put(error or result))
+        one.async_stream_infer("made_up", inputs_of("grpc"))
+        assert told.get(timeout=10).as_numpy("probability").shape == (3,)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10 and "UNAVAILABLE" in str(told.get(timeout=10))
+    one.close()
 
 
 # The process

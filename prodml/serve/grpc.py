@@ -6,7 +6,7 @@
 __all__ = ['MESSAGES', 'DATA_TYPES', 'PACKAGE', 'SERVICE', 'LONGEST_DETAIL', 'logger', 'message_classes', 'read_tensors',
            'write_answer', 'peer_of', 'certificate_in', 'InferenceService', 'GrpcSettings', 'GrpcServer', 'credentials']
 
-# %% ../../nbs/4_serve/07_grpc.ipynb #ddfe06bc
+# %% ../../nbs/4_serve/07_grpc.ipynb #aa358e11
 import asyncio
 import logging
 import time
@@ -25,7 +25,7 @@ from .inference_protocol import Inferred, InferenceProtocol, Tensor, bytes_of_te
 from .limits import Limits
 from .problems import Problem
 
-# %% ../../nbs/4_serve/07_grpc.ipynb #c14f9b6e
+# %% ../../nbs/4_serve/07_grpc.ipynb #32baa271
 _PARAMETER = "bool bool_param 1|int64 int64_param 2|string string_param 3"
 _MODEL = "string name 1, string version 2"
 _REPOSITORY = "string repository_name 1, string model_name 2, ModelRepositoryParameter% parameters 3"
@@ -94,7 +94,7 @@ def _of_kind(field: Any, kind: str) -> None:
     else:
         field.type = getattr(field, f"TYPE_{kind.upper()}")
 
-# %% ../../nbs/4_serve/07_grpc.ipynb #278a59e9
+# %% ../../nbs/4_serve/07_grpc.ipynb #c3b69d63
 _FIELDS = {"BOOL": "bool", "INT8": "int", "INT16": "int", "INT32": "int", "INT64": "int64", "UINT8": "uint", "UINT16": "uint", "UINT32": "uint", "UINT64": "uint64", "FP32": "fp32", "FP64": "fp64", "BYTES": "bytes"}
 
 
@@ -147,7 +147,7 @@ def write_answer(
             getattr(output.contents, f"{_FIELDS[datatype]}_contents").extend([text.encode() for text in elements] if datatype == "BYTES" else elements.tolist())
     return answer
 
-# %% ../../nbs/4_serve/07_grpc.ipynb #43e2e7c9
+# %% ../../nbs/4_serve/07_grpc.ipynb #9eec635e
 _CODES = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 408: "DEADLINE_EXCEEDED", 409: "FAILED_PRECONDITION", 413: "INVALID_ARGUMENT", 415: "INVALID_ARGUMENT", 422: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED", 500: "INTERNAL", 501: "UNIMPLEMENTED", 503: "UNAVAILABLE"}
 LONGEST_DETAIL = 2_000 # characters; the detail is a header, and a header must be short
 logger = logging.getLogger("prodml.serve")
@@ -182,12 +182,14 @@ class InferenceService:
         protocol: InferenceProtocol, # what answers
     ):
         self.protocol, self.app, self.limits, self.messages = protocol, protocol.app, protocol.limits, message_classes()
+        self._idle: set[asyncio.Task] = set()
+        self._stopping = False
 
     def handlers(self) -> Any:
         "What a grpcio server is given."
         import grpc
 
-        calls = {name: grpc.unary_unary_rpc_method_handler(partial(self._called, name, role, answer), response_serializer=_serialized) for name, (role, answer) in self._calls().items()}
+        calls = {name: grpc.stream_unary_rpc_method_handler(partial(self._called, name, role, answer), response_serializer=_serialized) for name, (role, answer) in self._calls().items()}
         calls["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._streamed, response_serializer=_serialized)
         return grpc.method_handlers_generic_handler(SERVICE, calls)
 
@@ -220,26 +222,49 @@ class InferenceService:
         told = await self.protocol.infer(request, asked.model_name, asked.model_version, tensors, [one.name for one in asked.outputs])
         return write_answer(told, asked)
 
-    async def _called(self, name: str, role: str | None, answer: Callable[..., Awaitable[Any]], data: bytes, context: Any) -> Any:
+    async def _called(self, name: str, role: str | None, answer: Callable[..., Awaitable[Any]], messages: AsyncIterator[bytes], context: Any) -> Any:
         "The answer to one message, or its status."
-        found = await self._answered(name, role, answer, data, context)
+        found = await self._answered(name, role, answer, messages, context)
         if isinstance(found, Problem):
             await _abort(context, found)
         return found
 
     async def _streamed(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
-        async for data in messages:
+        found, own = await self._answered("ModelStreamInfer", "predict", self._opened, None, context), asyncio.current_task()
+        while not isinstance(found, Problem) or found.status not in (401, 403):
+            self._idle.add(own)
+            try:
+                data = await anext(messages, None)
+            except asyncio.CancelledError:
+                if not self._stopping:
+                    raise
+                own.uncancel() # grpcio would leave a call that is cancelled here without an end
+                found = overloaded("The server stops.")
+                break
+            finally:
+                self._idle.discard(own)
+            if data is None:
+                return
             found = await self._answered("ModelStreamInfer", "predict", self._infer, data, context)
             if isinstance(found, Problem):
-                if found.status in (401, 403):
-                    await _abort(context, found)
                 yield self.messages["ModelStreamInferResponse"](error_message=told_in_a_line(found)[:LONGEST_DETAIL], infer_response={"id": _id_of(self.messages["ModelInferRequest"], data)})
             else:
                 found.parameters["triton_final_response"].bool_param = True
                 yield self.messages["ModelStreamInferResponse"](infer_response=found)
+        await _abort(context, found)
 
-    async def _answered(self, name: str, role: str | None, answer: Callable[..., Awaitable[Any]], data: bytes, context: Any) -> Any:
-        "The answer, or the Problem that came instead; counted."
+    async def _opened(self, request: Request, asked: Any) -> None:
+        "Nothing yet: who opens a stream was looked at."
+
+    def end_idle(self) -> None:
+        "End the streams that wait for a message."
+        self._stopping = True
+        for task in self._idle:
+            task.cancel()
+        self._idle = set()
+
+    async def _answered(self, name: str, role: str | None, answer: Callable[..., Awaitable[Any]], data: bytes | AsyncIterator[bytes] | None, context: Any) -> Any:
+        "The answer to a message, to the one that will come, or to none; or the Problem that came instead. Counted."
         headers = [(key.encode(), value.encode("latin-1", "replace") if isinstance(value, str) else value) for key, value in context.invocation_metadata() or ()]
         scope, status = {"headers": headers, "path": f"/{SERVICE}/{name}"}, 200
         request = Request(scope, None, self.limits, {})
@@ -247,13 +272,15 @@ class InferenceService:
             async with asyncio.timeout(self.limits.seconds):
                 if self.app.access is not None and role is not None:
                     request.caller = self.app.access.check(headers, peer_of(context.peer()), role, certificate_in(context.auth_context()))
-                return await answer(request, self._read(name, data))
+                data = data if isinstance(data, (bytes, type(None))) else await anext(data, b"")
+                request.whole = True
+                return await answer(request, None if data is None else self._read(name, data))
         except Problem as problem:
             status = problem.status
             return problem
         except TimeoutError:
-            status = 503
-            return overloaded(f"The answer took longer than {self.limits.seconds:g} seconds.")
+            status = 503 if request.whole else 408
+            return overloaded(f"The answer took longer than {self.limits.seconds:g} seconds.") if request.whole else Problem(408, detail=f"The message did not come within {self.limits.seconds:g} seconds.")
         except Exception:
             status = 500
             logger.exception("a call of %s failed", name)
@@ -300,7 +327,7 @@ async def _abort(context: Any, problem: Problem) -> None:
     trailing = tuple((name.lower(), value) for name, value in problem.headers.items() if name.lower() in ("retry-after", "www-authenticate"))
     await context.abort(getattr(grpc.StatusCode, _CODES.get(problem.status, "UNKNOWN")), told_in_a_line(problem)[:LONGEST_DETAIL], trailing)
 
-# %% ../../nbs/4_serve/07_grpc.ipynb #745b72d3
+# %% ../../nbs/4_serve/07_grpc.ipynb #23fe3f0b
 @dataclass(frozen=True)
 class GrpcSettings:
     "Where gRPC listens. The table [grpc]."
@@ -325,6 +352,7 @@ class GrpcServer:
     ):
         self._protocol, self._settings, self._host, self._tls, self._shared, self._drain = protocol, settings, host, tls, shared, drain_seconds
         self._server: Any = None
+        self._service: Any = None
         self.port = settings.port
 
     def join(self) -> "GrpcServer":
@@ -340,7 +368,8 @@ class GrpcServer:
         limits = self._protocol.limits
         options = [("grpc.max_receive_message_length", limits.body_bytes), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", int(self._shared))]
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limits.in_flight)
-        self._server.add_generic_rpc_handlers((InferenceService(self._protocol).handlers(),))
+        self._service = InferenceService(self._protocol)
+        self._server.add_generic_rpc_handlers((self._service.handlers(),))
         address = f"{f'[{self._host}]' if ':' in self._host else self._host}:{self._settings.port}"
         try:
             encrypted = self._tls is not None and self._tls.certificate
@@ -352,8 +381,12 @@ class GrpcServer:
 
     async def stop(self) -> None:
         "Take no more calls, and let those finish that are running."
-        if self._server is not None:
-            await self._server.stop(self._drain)
+        if self._server is None:
+            return
+        stopping = asyncio.ensure_future(self._server.stop(self._drain))
+        while not stopping.done():
+            self._service.end_idle()
+            await asyncio.wait({stopping}, timeout=0.05)
 
 
 def credentials(

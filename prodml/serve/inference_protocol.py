@@ -9,7 +9,7 @@ __all__ = ['DATATYPES', 'NUMBERS', 'CODES', 'EXTENSIONS', 'OUTPUTS', 'WORTH_COMP
            'compressed', 'refused_by_protocol', 'told_in_a_line', 'read_inference', 'write_inference', 'RestProtocol',
            'add_inference_protocol']
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #a050f325
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #60efc812
 import asyncio
 import hashlib
 import struct
@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 import numpy as np
 
-from .. import __version__
+import prodml
 from ..bundle.bundle import MANIFEST
 from ..core.errors import InputError
 from .app import MANY_ROWS, App
@@ -34,7 +34,7 @@ from .models import Served, version_of
 from .problems import Problem
 from .rows import Columns, Prepared, prepare_columns, too_many
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #7d1098e8
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #fb0f983b
 DATATYPES = {
     "BOOL": np.dtype(np.bool_), "UINT8": np.dtype("u1"), "UINT16": np.dtype("<u2"), "UINT32": np.dtype("<u4"), "UINT64": np.dtype("<u8"), "INT8": np.dtype("i1"), "INT16": np.dtype("<i2"), "INT32": np.dtype("<i4"), "INT64": np.dtype("<i8"),
     "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8"), "BYTES": np.dtype(object),
@@ -117,7 +117,7 @@ def bytes_of_texts(
     "The elements of a BYTES tensor, each after its length."
     return b"".join(part for text in map(str.encode, texts) for part in (struct.pack("<I", len(text)), text))
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #9a3f1d69
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #f6a03291
 _PLAIN = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float, type(None)), "O": (str, type(None))}
 
 
@@ -150,7 +150,7 @@ def tensor_of_json(
         raise malformed(f"The input {name[:80]!r} holds a number that is too large for {datatype}.")
     return Tensor(name, datatype, tuple(shape), elements)
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #d58420dd
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #e0839976
 NUMBERS, CODES = "numbers", "codes"
 
 
@@ -219,7 +219,7 @@ def code_limits(
     "The largest code of each category, int64 [c]."
     return np.array([len(column["vocabulary"]) for column in served.bundle.encoding["categorical"]], np.int64)
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #14c61c45
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #4544a64a
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics", "model_repository", "model_repository(unload_dependents)")
 _DATATYPE_OF = {"int": "INT64", "float": "FP64", "text": "BYTES", "time": "BYTES"}
 _CONFIGURED = {"FP32": "TYPE_FP32", "FP64": "TYPE_FP64", "INT64": "TYPE_INT64", "BYTES": "TYPE_STRING"}
@@ -287,7 +287,7 @@ def statistics(
         "inference_stats": {name: {"count": count, "ns": nanoseconds} for name, (count, nanoseconds) in counted.stages.items()}, "batch_stats": [], "memory_usage": [], "response_stats": {},
     }
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #19240cf9
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #6cfb0b3b
 class Inferred(NamedTuple):
     "An answer: output name -> datatype and elements [N]."
     served: Served
@@ -365,7 +365,7 @@ class InferenceProtocol:
 
     def server(self) -> dict[str, Any]:
         "Metadata of the server."
-        return {"name": "prodml", "version": __version__, "extensions": list(EXTENSIONS)}
+        return {"name": "prodml", "version": prodml.__version__, "extensions": list(EXTENSIONS)}
 
     def metadata(
         self,
@@ -505,7 +505,7 @@ class InferenceProtocol:
         for served in found:
             self.models.unload(served.version, live=True)
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #45c73c74
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #c12e6b9a
 class _Input(msgspec.Struct):
     name: str
     shape: list[int]
@@ -584,7 +584,7 @@ def told_in_a_line(
     rules = [f"Row {one['row']}, {one['column']}: {one['rule']}, not {one['value']!r}. {one['remedy']}" for one in problem.errors[:5]]
     return " ".join([f"{problem.title}: {problem.detail}" if problem.detail else problem.title, *rules])
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #9048bc14
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #b3ef1bf5
 def read_inference(
     body: bytes, # expanded
     header_bytes: bytes | None, # Inference-Header-Content-Length
