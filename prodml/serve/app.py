@@ -290,7 +290,7 @@ class _Predicting(_Base):
         self._count(prepared)
         told = await self.batcher_of(served).ask(prepared.numbers, prepared.codes)
         if self.metrics is not None:
-            self.metrics.predictions(served.version, told)
+            self.metrics.prediction(served.version, told.item()) if len(told) == 1 else self.metrics.predictions(served.version, told)
         if request.routed:
             for probability in told.tolist():
                 self.rollout.record(served.version, True, (time.perf_counter() - request.began) / max(1, len(told)), probability)

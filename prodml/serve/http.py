@@ -165,7 +165,7 @@ class Http:
         self.limits, self.access, self.metrics = limits, access, metrics
         self.routes: list[Route] = []
         self._exact: dict[str, dict[str, Route]] = {}
-        self._patterns: dict[str, dict[str, Route]] = {}
+        self._patterns: dict[int, dict[str, tuple[list[tuple[int, str]], list[tuple[int, str]], dict[str, Route]]]] = {} # by the number of their parts
         self.on_start: list[Callable[[], Awaitable[None]]] = []
         self.on_stop: list[Callable[[], Awaitable[None]]] = []
         self.running: dict[asyncio.Task, Request] = {}
@@ -181,7 +181,12 @@ class Http:
     ) -> None:
         "Answer one more operation."
         self.routes = [one for one in self.routes if (one.path, one.method) != (route.path, route.method)] + [route]
-        (self._patterns if "{" in route.path else self._exact).setdefault(route.path, {})[route.method] = route
+        if "{" not in route.path:
+            self._exact.setdefault(route.path, {})[route.method] = route
+            return
+        parts = list(enumerate(route.path.split("/")))
+        fixed, variable = [(at, name) for at, name in parts[::-1] if name[:1] != "{"], [(at, name[1:-1]) for at, name in parts if name[:1] == "{"]
+        self._patterns.setdefault(len(parts), {}).setdefault(route.path, (fixed, variable, {}))[2][route.method] = route
 
     def close_role(
         self,
@@ -243,10 +248,10 @@ class Http:
 
     def _matched(self, path: str) -> tuple[dict[str, Route], dict[str, str]]:
         parts = path.split("/")
-        for pattern, methods in self._patterns.items():
-            names = pattern.split("/")
-            if len(names) == len(parts) and all(name == part or (name.startswith("{") and part) for name, part in zip(names, parts)):
-                return methods, {name[1:-1]: unquote(part) for name, part in zip(names, parts) if name.startswith("{")}
+        # The last part tells paths apart soonest.
+        for fixed, variable, methods in self._patterns.get(len(parts), {}).values():
+            if all(parts[at] == name for at, name in fixed) and all(parts[at] for at, _ in variable):
+                return methods, {name: unquote(parts[at]) for at, name in variable}
         raise Problem(404, detail="There is no such path. See /openapi.json for those that there are.")
 
     def _refused(self, scope: Mapping[str, Any], problem: Problem) -> Answer:

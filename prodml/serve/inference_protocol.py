@@ -9,7 +9,7 @@ __all__ = ['DATATYPES', 'NUMBERS', 'CODES', 'EXTENSIONS', 'OUTPUTS', 'WORTH_COMP
            'compressed', 'refused_by_protocol', 'told_in_a_line', 'read_inference', 'write_inference', 'RestProtocol',
            'add_inference_protocol']
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #60efc812
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #556abc63
 import asyncio
 import hashlib
 import struct
@@ -32,9 +32,9 @@ from .http import JSON_HEADERS, Answer, Headers, Request, Route
 from .limits import Limits
 from .models import Served, version_of
 from .problems import Problem
-from .rows import Columns, Prepared, prepare_columns, too_many
+from .rows import Columns, Prepared, prepare_columns, prepare_rows, too_many
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #fb0f983b
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #cb909c4b
 DATATYPES = {
     "BOOL": np.dtype(np.bool_), "UINT8": np.dtype("u1"), "UINT16": np.dtype("<u2"), "UINT32": np.dtype("<u4"), "UINT64": np.dtype("<u8"), "INT8": np.dtype("i1"), "INT16": np.dtype("<i2"), "INT32": np.dtype("<i4"), "INT64": np.dtype("<i8"),
     "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8"), "BYTES": np.dtype(object),
@@ -117,7 +117,7 @@ def bytes_of_texts(
     "The elements of a BYTES tensor, each after its length."
     return b"".join(part for text in map(str.encode, texts) for part in (struct.pack("<I", len(text)), text))
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #f6a03291
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #57099f93
 _PLAIN = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float, type(None)), "O": (str, type(None))}
 
 
@@ -150,7 +150,7 @@ def tensor_of_json(
         raise malformed(f"The input {name[:80]!r} holds a number that is too large for {datatype}.")
     return Tensor(name, datatype, tuple(shape), elements)
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #e0839976
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #644bc288
 NUMBERS, CODES = "numbers", "codes"
 
 
@@ -169,6 +169,8 @@ def prepare(
     if unknown:
         raise malformed(f"The model has no input {unknown[0][:80]!r}. It takes {', '.join(served.columns)}; or {NUMBERS} and {CODES}, encoded.")
     columns = {name: _column(tensor) for name, tensor in given.items()}
+    if all(len(values) == 1 for values in columns.values()):
+        return prepare_rows(served, [{name: values[0] for name, values in columns.items()}], False, now) # the quick way for one row
     return prepare_columns(served, Columns(columns, max(map(len, columns.values()), default=0)), False, now)
 
 
@@ -219,7 +221,7 @@ def code_limits(
     "The largest code of each category, int64 [c]."
     return np.array([len(column["vocabulary"]) for column in served.bundle.encoding["categorical"]], np.int64)
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #4544a64a
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #cfae332e
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics", "model_repository", "model_repository(unload_dependents)")
 _DATATYPE_OF = {"int": "INT64", "float": "FP64", "text": "BYTES", "time": "BYTES"}
 _CONFIGURED = {"FP32": "TYPE_FP32", "FP64": "TYPE_FP64", "INT64": "TYPE_INT64", "BYTES": "TYPE_STRING"}
@@ -287,7 +289,7 @@ def statistics(
         "inference_stats": {name: {"count": count, "ns": nanoseconds} for name, (count, nanoseconds) in counted.stages.items()}, "batch_stats": [], "memory_usage": [], "response_stats": {},
     }
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #6cfb0b3b
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #d64664fc
 class Inferred(NamedTuple):
     "An answer: output name -> datatype and elements [N]."
     served: Served
@@ -505,7 +507,7 @@ class InferenceProtocol:
         for served in found:
             self.models.unload(served.version, live=True)
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #c12e6b9a
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #65fb26c2
 class _Input(msgspec.Struct):
     name: str
     shape: list[int]
@@ -584,7 +586,7 @@ def told_in_a_line(
     rules = [f"Row {one['row']}, {one['column']}: {one['rule']}, not {one['value']!r}. {one['remedy']}" for one in problem.errors[:5]]
     return " ".join([f"{problem.title}: {problem.detail}" if problem.detail else problem.title, *rules])
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #b3ef1bf5
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #c6e2ad91
 def read_inference(
     body: bytes, # expanded
     header_bytes: bytes | None, # Inference-Header-Content-Length
