@@ -23,13 +23,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_serve_access import certificate
 
-from prodml.bundle.bundle import open_bundle
+from prodml.bundle.bundle import MANIFEST, SIGNATURE, open_bundle
+from prodml.bundle.sign import new_key, private_key, signature_of
 from prodml.core.errors import InputError
 from prodml.serve.access import new_api_key
 from prodml.serve.audit import replay
 from prodml.serve.grpc import DATA_TYPES, MESSAGES, GrpcSettings, message_classes
 from prodml.serve.log import find
 from prodml.serve.models import version_of
+from prodml.serve.registry import Registry
 from prodml.serve.server import all_settings, make_service, running
 from prodml.trust.bundle import made_up_bundle
 
@@ -139,14 +141,15 @@ def test_statistics_count_what_was_asked(kind, server):
 def test_named_columns_and_encoded_tensors_get_the_answer_of_the_bundle(kind, server, expected):
     addresses, service = server
     told, bundle = expected
-    forms = [inputs_of(kind), inputs_of(kind, wide=True), inputs_of(kind, COLUMNS | {"delay": COLUMNS["delay"].astype(np.float64)}), encoded_inputs(kind, bundle)]
-    if kind == "http":
-        forms += [inputs_of(kind, COLUMNS | {"wind": np.array([-3, 2.5, 0.1])}, binary_data=False), encoded_inputs(kind, bundle, COLUMNS | {"wind": np.array([-3, 2.5, 0.1])}, binary_data=False)]
+    forms = [(inputs_of(kind), told), (inputs_of(kind, wide=True), told), (inputs_of(kind, COLUMNS | {"delay": COLUMNS["delay"].astype(np.float64)}), told), (encoded_inputs(kind, bundle), told)]
+    if kind == "http": # tritonclient's JSON has no NaN
+        full = COLUMNS | {"wind": np.array([-3, 2.5, 0.1])}
+        right = bundle.predict({name: values.tolist() for name, values in full.items()})
+        forms += [(inputs_of(kind, full, binary_data=False), right), (encoded_inputs(kind, bundle, full, binary_data=False), right)]
     with client(kind, addresses) as one:
-        for inputs in forms:
+        for inputs, right in forms:
             result = one.infer("made_up", inputs, request_id="42")
             answer = result.get_response(**({"as_json": True} if kind == "grpc" else {}))
-            right = told if inputs is not forms[-1] and inputs is not forms[-2] or kind == "grpc" else bundle.predict({name: values.tolist() for name, values in (COLUMNS | {"wind": np.array([-3, 2.5, 0.1])}).items()})
             probability = result.as_numpy("probability")
             assert probability.dtype == np.float32 and probability.tobytes() == right.tobytes() and result.as_numpy("label").tolist() == (right >= bundle.threshold).astype(int).tolist()
             assert answer["id"] == "42" and answer["model_name"] == "made_up" and answer["model_version"] == service.models.get().version and len(set(result.as_numpy("prediction_id").tolist())) == 3
@@ -284,6 +287,34 @@ def test_keys_and_roles_hold(kind, small_bundle, tmp_path):
             told = queue.Queue()
             one.start_stream(lambda result, error: told.put(error or result))
             assert "UNAUTHENTICATED" in str(told.get(timeout=10))
+
+
+def test_a_rollout_says_who_answers(tmp_path):
+    key, registry_folder = new_key(tmp_path / "key"), tmp_path / "registry"
+    folders, registry = [made_up_bundle(tmp_path / f"bundle{seed}", seed) for seed in (0, 1)], Registry(registry_folder, trusted=[key])
+    for folder in folders:
+        (folder / SIGNATURE).write_bytes(signature_of((folder / MANIFEST).read_bytes(), private_key(tmp_path / "key")))
+        registry.register(folder, "Ada", "A week's model.")
+    registry.assign("made_up", "champion", "v1.0.0", "Ada", "The first one.")
+    registry.store.close()
+    more = {"server": {"port": 0, "registry": str(registry_folder)}, "models": {"trusted": [str(key)]}, "rollout": {"steps": [{"weight": 0.5}]}}
+    with serving(folders[0], **more) as (addresses, service):
+        service.app.rollout.start("v1.0.1", "Ada", "A week later.")
+        end = time.monotonic() + 10
+        while "v1.0.1" not in service.models.versions() and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.1)
+        answered = {}
+        for kind in TRITON:
+            with client(kind, addresses) as one:
+                for number in range(20):
+                    result = one.infer("made_up", inputs_of(kind), headers={"x-routing-key": f"caller {number}"}).get_response()
+                    answered.setdefault(number, set()).add(result["model_version"] if kind == "http" else result.model_version)
+                assert one.infer("made_up", inputs_of(kind), "v1.0.1").as_numpy("probability").shape == (3,)
+                for call in (one.load_model, one.unload_model):
+                    with pytest.raises(InferenceServerException, match="rollout says"):
+                        call("made_up")
+        assert all(len(versions) == 1 for versions in answered.values()) and set.union(*answered.values()) == {"v1.0.0", "v1.0.1"}
 
 
 def test_versions_and_models_side_by_side(tmp_path):

@@ -9,7 +9,7 @@ __all__ = ['DATATYPES', 'NUMBERS', 'CODES', 'EXTENSIONS', 'OUTPUTS', 'WORTH_COMP
            'compressed', 'refused_by_protocol', 'told_in_a_line', 'read_inference', 'write_inference', 'RestProtocol',
            'add_inference_protocol']
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #556abc63
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #50eafacf
 import asyncio
 import hashlib
 import struct
@@ -34,7 +34,7 @@ from .models import Served, version_of
 from .problems import Problem
 from .rows import Columns, Prepared, prepare_columns, prepare_rows, too_many
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #cb909c4b
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #ad4f37b5
 DATATYPES = {
     "BOOL": np.dtype(np.bool_), "UINT8": np.dtype("u1"), "UINT16": np.dtype("<u2"), "UINT32": np.dtype("<u4"), "UINT64": np.dtype("<u8"), "INT8": np.dtype("i1"), "INT16": np.dtype("<i2"), "INT32": np.dtype("<i4"), "INT64": np.dtype("<i8"),
     "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8"), "BYTES": np.dtype(object),
@@ -117,7 +117,7 @@ def bytes_of_texts(
     "The elements of a BYTES tensor, each after its length."
     return b"".join(part for text in map(str.encode, texts) for part in (struct.pack("<I", len(text)), text))
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #57099f93
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #088cd491
 _PLAIN = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float, type(None)), "O": (str, type(None))}
 
 
@@ -150,7 +150,7 @@ def tensor_of_json(
         raise malformed(f"The input {name[:80]!r} holds a number that is too large for {datatype}.")
     return Tensor(name, datatype, tuple(shape), elements)
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #644bc288
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #987f3510
 NUMBERS, CODES = "numbers", "codes"
 
 
@@ -221,7 +221,7 @@ def code_limits(
     "The largest code of each category, int64 [c]."
     return np.array([len(column["vocabulary"]) for column in served.bundle.encoding["categorical"]], np.int64)
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #cfae332e
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #c70e2a90
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics", "model_repository", "model_repository(unload_dependents)")
 _DATATYPE_OF = {"int": "INT64", "float": "FP64", "text": "BYTES", "time": "BYTES"}
 _CONFIGURED = {"FP32": "TYPE_FP32", "FP64": "TYPE_FP64", "INT64": "TYPE_INT64", "BYTES": "TYPE_STRING"}
@@ -289,7 +289,7 @@ def statistics(
         "inference_stats": {name: {"count": count, "ns": nanoseconds} for name, (count, nanoseconds) in counted.stages.items()}, "batch_stats": [], "memory_usage": [], "response_stats": {},
     }
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #d64664fc
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #9161076e
 class Inferred(NamedTuple):
     "An answer: output name -> datatype and elements [N]."
     served: Served
@@ -434,7 +434,7 @@ class InferenceProtocol:
 
     def _chosen(self, request: Request, name: str, version: str) -> Served:
         found = self.served(name, version)
-        if version or self.app.rollout is None or found is not self.live():
+        if version or self.app.rollout is None or self.app.rollout.model != name:
             return self.app.chosen(request, found.version)
         return self.app.chosen(request)
 
@@ -507,7 +507,7 @@ class InferenceProtocol:
         for served in found:
             self.models.unload(served.version, live=True)
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #65fb26c2
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #25b1e6f3
 class _Input(msgspec.Struct):
     name: str
     shape: list[int]
@@ -586,7 +586,7 @@ def told_in_a_line(
     rules = [f"Row {one['row']}, {one['column']}: {one['rule']}, not {one['value']!r}. {one['remedy']}" for one in problem.errors[:5]]
     return " ".join([f"{problem.title}: {problem.detail}" if problem.detail else problem.title, *rules])
 
-# %% ../../nbs/4_serve/06_inference_protocol.ipynb #c6e2ad91
+# %% ../../nbs/4_serve/06_inference_protocol.ipynb #11c4d400
 def read_inference(
     body: bytes, # expanded
     header_bytes: bytes | None, # Inference-Header-Content-Length
