@@ -44,3 +44,11 @@ def checkout(tmp_path: Path) -> Path:
     git(folder, "add", "-A")
     git(folder, "commit", "-q", "-m", "start")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory) -> Path:
+    """An unsigned bundle of a small network on made-up rows: delay and wind are numbers, carrier a category."""
+    from prodml.trust.bundle import made_up_bundle
+
+    return made_up_bundle(tmp_path_factory.mktemp("bundle") / "small")

@@ -211,7 +211,7 @@ def refuse_rejected(
         raise InputError(f"the bundle is rejected and cannot be {action}: {'; '.join(reasons)}", "Make a model that keeps to the gates (conf/trust), or say that you take a rejected one: rejected=True.", file=Path(folder) / GATES)
 
 
-READ = ("model", "encoding", "contract", "thresholds", "metrics", "conformal", "explain")  # the others are for people, or for those who ask
+READ = ("model", "encoding", "contract", "thresholds", "metrics", "conformal", "explain", "rowwise")  # the others are for people, or for those who ask
 
 
 class Bundle:
@@ -236,7 +236,7 @@ class Bundle:
         self.manifest, self.model = manifest, about["name"]
         self.encoding, self.contract = parts["encoding"], parts["contract"]
         self.metrics, self.threshold = parts.get("metrics", {}), parts["thresholds"][self.graph]
-        self.conformal, self.explaining = parts.get("conformal"), parts.get("explain")
+        self.conformal, self.explaining, self.rowwise = parts.get("conformal"), parts.get("explain"), parts.get("rowwise")
         if self.conformal is not None:
             check_conformal(self.conformal)
         self.rejected = rejections(contents)

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['encode_numbers', 'encode_categories', 'vocabulary_lookup', 'nearest_fill', 'linear_fill', 'Imputer', 'feature_names',
-           'input_names', 'RowEncoder', 'encode']
+           'input_names', 'RowEncoder', 'encode', 'picker', 'RowPacker']
 
 # %% ../../nbs/0_bundle/00_encode.ipynb #930e3f8e
-from collections.abc import Iterable, Mapping
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -201,12 +204,22 @@ class RowEncoder:
         self.lookups = {column["name"]: vocabulary_lookup(column["vocabulary"]) for column in encoding["categorical"]}
         rules = encoding.get("imputation", [])
         self.imputer = Imputer(rules, self.numeric, self.lookups) if rules else None
+        filled = {name for name, *_ in self.imputer.values} if rules else set()
+        self.asked_absent = sorted({*self.indicators, *filled} & {*self.lookups}) if rules else []
 
     def __call__(
         self,
         columns: Mapping[str, Any], # column name -> values, [N] each; other columns are ignored
     ) -> tuple[np.ndarray, np.ndarray]:
         "Numbers float32 [N, numeric] with NaN where missing, and codes int64 [N, categorical]; InputError on bad columns."
+        numbers, codes, absent = self.unfilled(columns)
+        return self.filled(numbers, codes, absent) if self.imputer else (numbers, codes)
+
+    def unfilled(
+        self,
+        columns: Mapping[str, Any], # column name -> values, [N] each; other columns are ignored
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        "Numbers and codes before holes are filled and without indicators, and whether a value is missing, bool [N], for each category that a rule or an indicator asks about; InputError on bad columns."
         arrays = {name: _column(columns, name) for name in (*self.numeric, *self.lookups)}
         rows = len(next(iter(arrays.values()))) if arrays else 0
         numbers = np.empty((rows, len(self.numeric)), np.float32)
@@ -218,11 +231,15 @@ class RowEncoder:
             numbers[:, place] = encode_numbers(arrays[name], name)
         for place, (name, lookup) in enumerate(self.lookups.items()):
             codes[:, place] = encode_categories(arrays[name], lookup)
-        return self._filled(numbers, codes, arrays) if self.imputer else (numbers, codes)
+        return numbers, codes, {name: np.fromiter(map(_is_missing, arrays[name].tolist()), bool, len(codes)) for name in self.asked_absent}
 
-    def _filled(self, numbers: np.ndarray, codes: np.ndarray, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        "The indicators stand behind the other numbers; they tell of the values as they came."
-        absent = {name: np.fromiter(map(_is_missing, arrays[name].tolist()), bool, len(codes)) for name in {*self.indicators, *(name for name, *_ in self.imputer.values)} & {*self.lookups}}
+    def filled(
+        self,
+        numbers: np.ndarray, # float32 [N, numeric] without indicators; changed in place
+        codes: np.ndarray, # int64 [N, categorical]; changed in place
+        absent: Mapping[str, np.ndarray], # bool [N] for each of `asked_absent`
+    ) -> tuple[np.ndarray, np.ndarray]:
+        "Numbers and codes after the rules of the encoding. The indicators stand behind the other numbers; they tell of the values as they came."
         indicators = [absent[name] if name in absent else np.isnan(numbers[:, self.numeric.index(name)]) for name in self.indicators]
         told = np.array(indicators, np.float32).reshape(len(self.indicators), len(numbers)).T
         self.imputer(numbers, codes, absent)
@@ -235,3 +252,91 @@ def encode(
 ) -> tuple[np.ndarray, np.ndarray]:
     "Numbers float32 [N, numeric] with NaN where missing, and codes int64 [N, categorical]; InputError on bad columns."
     return RowEncoder(encoding)(columns)
+
+# %% ../../nbs/0_bundle/00_encode.ipynb #12ae91fb
+def picker(
+    names: Iterable[str], # keys, in order
+) -> Callable[[Mapping[str, Any]], tuple]:
+    "A function that gives the values of a row under these keys as a tuple; it raises KeyError where one is missing."
+    names = tuple(names)
+    if len(names) > 1:
+        return itemgetter(*names)
+    return (lambda row: (row[names[0]],)) if names else (lambda row: ())
+
+
+_PLAIN = frozenset((str, int, float, bool, bytes, type(None)))
+
+
+def _code(value: Any, lookup: Mapping[str, int]) -> int:
+    "The code of a plain value, as `encode_categories` gives it; TypeError for what is none."
+    kind = type(value)
+    if kind is str:
+        return lookup.get(value, 0)
+    if kind not in _PLAIN:
+        raise TypeError
+    return 0 if _is_missing(value) else lookup.get(_word(value), 0)
+
+
+class RowPacker:
+    "Encodes single rows to the bytes of the arrays that `RowEncoder` gives."
+
+    def __init__(
+        self,
+        encoder: RowEncoder, # of the encoding; it takes what is out of the ordinary
+    ):
+        self._encoder, imputer = encoder, encoder.imputer
+        self._numbers, self._words = picker(encoder.numeric), picker(encoder.lookups)
+        self._lookups = list(encoder.lookups.values())
+        self.numbers, self.codes = len(encoder.numeric) + (len(encoder.indicators) if imputer else 0), len(self._lookups)
+        self._pack_numbers, self._pack_codes = struct.Struct(f"{self.numbers}f").pack, struct.Struct(f"{self.codes}q").pack
+        self._fill = _RowFill(encoder) if imputer and not imputer.models else None
+        self._by_arrays = bool(imputer and imputer.models)
+
+    def __call__(
+        self,
+        row: Mapping[str, Any], # column name -> value; other columns are ignored
+    ) -> tuple[bytes, bytes]:
+        "The bytes of float32 [numbers] and int64 [codes]; InputError on a bad row."
+        try:
+            if self._by_arrays:
+                raise TypeError
+            numbers, words = self._numbers(row), self._words(row)
+            codes = list(map(_code, words, self._lookups))
+            if self._fill:
+                return self._pack_both(*self._fill(numbers, words, codes))
+            try:
+                return self._pack_numbers(*numbers), self._pack_codes(*codes)
+            except struct.error:
+                return self._pack_both(numbers, codes)
+        except (KeyError, TypeError, OverflowError, struct.error):
+            numbers, codes = self._encoder({name: [row[name]] for name in (*self._encoder.numeric, *self._encoder.lookups) if name in row})
+            return numbers.tobytes(), codes.tobytes()
+
+    def _pack_both(self, numbers: Iterable[Any], codes: Iterable[int]) -> tuple[bytes, bytes]:
+        return self._pack_numbers(*[math.nan if value is None else value for value in numbers]), self._pack_codes(*codes)
+
+    def arrays(
+        self,
+        numbers: bytes, # of some packed rows, joined
+        codes: bytes, # of the same rows
+    ) -> tuple[np.ndarray, np.ndarray]:
+        "The arrays float32 [N, numbers] and int64 [N, codes] that these bytes are; they share the memory and cannot be written."
+        rows = len(numbers) // (4 * self.numbers) if self.numbers else len(codes) // (8 * self.codes)
+        return np.frombuffer(numbers, np.float32).reshape(rows, self.numbers), np.frombuffer(codes, np.int64).reshape(rows, self.codes)
+
+
+class _RowFill:
+    "The rules of the form `value`, for one row."
+
+    def __init__(self, encoder: RowEncoder):
+        numeric, categorical = {name: place for place, name in enumerate(encoder.numeric)}, {name: place for place, name in enumerate(encoder.lookups)}
+        self._indicators = [(name in numeric, (numeric if name in numeric else categorical)[name]) for name in encoder.indicators]
+        self._rules = [(name in numeric, (numeric if name in numeric else categorical)[name], categorical[by] if by else None, table.tolist()) for name, by, table in encoder.imputer.values]
+
+    def __call__(self, numbers: tuple, words: tuple, codes: list[int]) -> tuple[list, list[int]]:
+        "Numbers, with indicators behind them, and codes, filled from the values as they came."
+        filled, filled_codes = list(numbers), list(codes)
+        for of_number, place, by, table in self._rules:
+            if _is_missing((numbers if of_number else words)[place]):
+                (filled if of_number else filled_codes)[place] = table[codes[by] if by is not None else 0]
+        return filled + [float(_is_missing((numbers if of_number else words)[place])) for of_number, place in self._indicators], filled_codes

@@ -1,0 +1,144 @@
+"""What the prediction log costs: the caller of append, the writer, the disk, a label, an auditor, and whoever waits for Python's lock.
+
+Rows have 30 numbers and 10 texts, as a request for a flight has. Written to bench/results/log.json. Timings are of this
+machine and this disk; what carries over are the ratios between the policies, which run in turns.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import prodml.serve.log as log_module
+from prodml.core.files import write_json
+from prodml.core.records import processor_name
+from prodml.serve.log import LogSettings, PredictionLog, read_chain, segment_paths
+from prodml.serve.log_format import Record, add_key, read_keyring
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def records(count):
+    """Records as a server would make them, each with inputs of its own."""
+    inputs = {f"number_{place}": place * 1.25 for place in range(30)} | {f"text_{place}": f"value {place}" for place in range(10)}
+    return [Record(f"{place:032x}", time.time_ns() // 1000, "flights", "2026.11.25-a81f78b", "predict", "gate", dict(inputs), 0.25, bundle="a" * 64) for place in range(count)]
+
+
+def sustained(settings, some):
+    """{append_ns, records_per_second, cpu_us_per_record, bytes_per_record}: the caller waits where the queue is full."""
+    log, took = PredictionLog(settings), []
+    cpu, start = time.process_time(), time.perf_counter()
+    for place in range(0, len(some), 1000):
+        while log.pending > settings.queue - 1000:
+            time.sleep(0.001)
+        before = time.thread_time_ns()
+        for record in some[place:place + 1000]:
+            log.append(record)
+        took.append((time.thread_time_ns() - before) / 1000)
+    log.flush()
+    seconds, used = time.perf_counter() - start, time.process_time() - cpu
+    log.close()
+    size = sum(path.stat().st_size for path in segment_paths(Path(settings.folder) / "worker-00"))
+    index = (Path(settings.folder) / "worker-00" / "index.sqlite").stat().st_size
+    return {"append_ns": statistics.median(took), "records_per_second": len(some) / seconds, "cpu_us_per_record": used / len(some) * 1e6, "bytes_per_record": size / len(some), "index_bytes_per_record": index / len(some)}
+
+
+def labels(settings, some, threads, each):
+    """{p50_ms, p99_ms, labels_per_second} of feedback from so many threads."""
+    log = PredictionLog(settings)
+    for record in some:
+        log.append(record)
+    log.flush()
+    times = []
+
+    def send(thread):
+        for place in range(each):
+            before = time.perf_counter()
+            assert log.feedback(some[(thread * each + place) % len(some)].id, 1, 0)
+            times.append((time.perf_counter() - before) * 1000)
+
+    crew = [threading.Thread(target=send, args=(number,)) for number in range(threads)]
+    start = time.perf_counter()
+    for one in crew:
+        one.start()
+    for one in crew:
+        one.join()
+    seconds = time.perf_counter() - start
+    log.close()
+    times.sort()
+    return {"threads": threads, "p50_ms": statistics.median(times), "p99_ms": times[int(len(times) * 0.99)], "labels_per_second": len(times) / seconds}
+
+
+def stalls(settings, some, rate, pause, work_us=50):
+    """How late a thread answers that gets `rate` requests a second, p99 and most, in ms. Each holds Python's lock for `work_us`, and between them the thread lets go of it, as an event loop does; without pauses the writer keeps the lock as long as Python lets it."""
+    kept = log_module.PAUSE_SECONDS, log_module.SLICE
+    if not pause:
+        log_module.SLICE = 10**9
+    try:
+        log, late, start = PredictionLog(settings), [], time.perf_counter()
+        for place, record in enumerate(some):
+            due = start + place / rate
+            while time.perf_counter() < due:
+                time.sleep(0)
+            end = time.perf_counter() + work_us / 1e6
+            while time.perf_counter() < end:
+                pass
+            log.append(record)
+            late.append(time.perf_counter() - due - work_us / 1e6)
+        log.close()
+    finally:
+        log_module.PAUSE_SECONDS, log_module.SLICE = kept
+    late.sort()
+    return {"p50_ms": late[len(late) // 2] * 1000, "p99_ms": late[int(len(late) * 0.99)] * 1000, "most_ms": late[-1] * 1000}
+
+
+def reading(folder, keyring):
+    """Records a second that an auditor opens, and that he verifies."""
+    from prodml.serve.audit import verify
+
+    start = time.perf_counter()
+    count = sum(1 for _ in read_chain(Path(folder) / "worker-00", keyring))
+    opened = count / (time.perf_counter() - start)
+    start = time.perf_counter()
+    report = verify(folder)
+    assert report.sound, report
+    return {"opened_per_second": opened, "verified_per_second": count / (time.perf_counter() - start)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the logs are written: the disk to be measured")
+    given = parser.parse_args()
+    found, some = {}, records(given.records)
+    with tempfile.TemporaryDirectory(dir=given.folder) as temporary:
+        keys = str(Path(temporary) / "keys")
+        add_key(keys, "bench")
+        policies = {"full": {}, "full, encrypted": {"encrypt": True, "keys": keys}, "two columns redacted": {"redact": ("text_0", "text_1"), "keys": keys}, "hash": {"inputs": "hash", "keys": keys}, "none": {"inputs": "none"}}
+        for turn in range(given.rounds):
+            for name, policy in policies.items():
+                found.setdefault(name, []).append(sustained(LogSettings(f"{temporary}/{name}-{turn}", **policy), some))
+        middle = {name: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]} for name, rounds in found.items()}
+        audit = {name: reading(f"{temporary}/{name}-0", read_keyring(keys)) for name in ("full", "full, encrypted")}
+        feedback = [labels(LogSettings(f"{temporary}/labels-{threads}"), some[:2000], threads, 300 // threads + 20) for threads in (1, 16)]
+        waits = {("with pauses" if pause else "without pauses"): stalls(LogSettings(f"{temporary}/stall-{pause}"), some[:30_000], 9000, pause) for pause in (True, False)}
+    for name, one in middle.items():
+        print(f"{name:22} append {one['append_ns']:4.0f} ns, {one['records_per_second']:9,.0f} records/s, {one['cpu_us_per_record']:5.1f} µs of processor and {one['bytes_per_record']:5.0f} + {one['index_bytes_per_record']:.0f} bytes a record")
+    for name, one in audit.items():
+        print(f"{name:22} opened {one['opened_per_second']:9,.0f} records/s, verified {one['verified_per_second']:9,.0f} records/s")
+    for one in feedback:
+        print(f"feedback from {one['threads']} threads: p50 {one['p50_ms']:.1f} ms, p99 {one['p99_ms']:.1f} ms, {one['labels_per_second']:,.0f} labels/s")
+    for name, one in waits.items():
+        print(f"a thread at 9,000 records/s, writer {name}: late by p99 {one['p99_ms']:.2f} ms, at most {one['most_ms']:.1f} ms")
+    machine = {"processor": processor_name(), "threads": os.cpu_count(), "system": platform.platform(), "python": sys.version.split()[0]}
+    write_json(RESULTS / "log.json", {"records": given.records, "rounds": given.rounds, "machine": machine, "policies": middle, "audit": audit, "feedback": feedback, "stalls": waits})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Bodies that JSON Schema cannot describe: rows of the small bundle as CSV and as an Arrow stream."""
+
+import pyarrow as pa
+import schemathesis
+from hypothesis import strategies as st
+
+ROWS = st.lists(st.fixed_dictionaries({"delay": st.floats(-10, 10), "wind": st.none() | st.floats(allow_nan=False, allow_infinity=False), "carrier": st.none() | st.sampled_from(["AA", "UA", "ZZ", 'a "quoted", one'])}), max_size=5)
+
+
+def as_csv(rows: list[dict]) -> bytes:
+    """A line of names and a line for each row."""
+    cells = [["" if value is None else '"{}"'.format(value.replace('"', '""')) if isinstance(value, str) else repr(value) for value in (row[name] for name in ("delay", "wind", "carrier"))] for row in rows]
+    return "".join(",".join(line) + "\n" for line in [["delay", "wind", "carrier"], *cells]).encode()
+
+
+def as_arrow(rows: list[dict]) -> bytes:
+    """An IPC stream."""
+    table = pa.Table.from_pylist(rows, pa.schema({"delay": pa.float64(), "wind": pa.float64(), "carrier": pa.string()}))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+schemathesis.openapi.media_type("text/csv", ROWS.map(as_csv))
+schemathesis.openapi.media_type("application/vnd.apache.arrow.stream", ROWS.map(as_arrow))
+
+
+@schemathesis.hook
+def filter_body(context, body) -> bool:
+    """JSON Schema cannot say that columns are of one length."""
+    lists = [value for value in body.values() if isinstance(value, list)] if isinstance(body, dict) else []
+    return len({len(value) for value in lists}) <= 1
