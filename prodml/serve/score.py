@@ -42,7 +42,7 @@ from .rows import read_number
 class Scoring:
     "How a file is scored."
     keep: tuple[str, ...] = () # columns that are carried over, such as a key
-    part_rows: int = 65_536 # rows that are read, scored and put aside together
+    part_rows: int = 32_768 # rows that are read, scored and put aside together
     threads: int = 1 # parts that are worked on at once
     max_rejected: float = 0.0 # the share of rows that may break the contract
     overwrite: bool = False # whether a result that is there may be replaced
@@ -612,7 +612,7 @@ def score_arguments(
     parser.add_argument("--keep", action="append", default=[], metavar="COLUMN", help="carry this column over, such as a key; may be given again")
     parser.add_argument("--max-rejected", type=float, default=0.0, metavar="SHARE", help="the share of rows that may break the contract (default: 0, none); they are written to OUT's name with .rejected.parquet")
     parser.add_argument("--threads", type=int, default=1, help="parts that are worked on at once (default: 1)")
-    parser.add_argument("--part-rows", type=int, default=Scoring.part_rows, metavar="ROWS", help="rows that are scored and put aside together; what a crash costs at most, for each thread (default: 65,536)")
+    parser.add_argument("--part-rows", type=int, default=Scoring.part_rows, metavar="ROWS", help="rows that are scored and put aside together; what a crash costs at most, for each thread (default: 32,768)")
     parser.add_argument("--now", metavar="TIME", help="the time that looked-up features are for, YYYY-MM-DDTHH:MM:SS in UTC (default: when the first run began)")
     parser.add_argument("--overwrite", action="store_true", help="replace a result that is there")
     parser.add_argument("--restart", action="store_true", help="forget the parts of an earlier run that did not end")
