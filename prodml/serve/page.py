@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'SCRIPT', 'PAGE', 'CARD_POLICY', 'Field', 'fields_of', 'Page', 'zones_of', 'page_of', 'figures_of', 'card_of',
            'Pages', 'add_page']
 
-# %% ../../nbs/4_serve/17_page.ipynb #f55ed81e
+# %% ../../nbs/4_serve/17_page.ipynb #e1baa592
 import base64
 import hashlib
 import html
@@ -26,7 +26,7 @@ from .http import JSON_HEADERS, Answer, Headers, Request, Route
 from .models import Served
 from .problems import Problem
 
-# %% ../../nbs/4_serve/17_page.ipynb #d4259234
+# %% ../../nbs/4_serve/17_page.ipynb #c8e1091d
 @dataclass(frozen=True)
 class Field:
     "What a person is asked for one column."
@@ -56,7 +56,7 @@ def _field(place: int, name: str, served: Served, words: list[str], example: Any
     allowed = [str(value) for value in of["allowed"]["values"]] if "allowed" in of else None
     if example is None:
         example = allowed[0] if allowed else _within(ends, kind)
-    said = [{"int": "whole number", "float": "number", "time": "YYYY-MM-DDTHH:MM, UTC", "text": ""}[kind], *_ends(ends)]
+    said = [{"int": "whole number", "float": "", "time": "YYYY-MM-DDTHH:MM, UTC", "text": ""}[kind], *_ends(ends)]
     said += [f"like {rule['pattern']}" for rule in rules if rule["rule"] == "pattern"] + [f"{rule['op']} {rule['columns'][1]}" for rule in rules if rule["rule"] == "compare" and rule["columns"][0] == name]
     return Field(place, name, kind, "not_null" in of, ", ".join(filter(None, said)), allowed, words, _rounded(example, kind))
 
@@ -76,7 +76,7 @@ def _rounded(example: Any, kind: str) -> Any:
         return round(example)
     return float(f"{example:.6g}") if isinstance(example, float) else example
 
-# %% ../../nbs/4_serve/17_page.ipynb #30eab08c
+# %% ../../nbs/4_serve/17_page.ipynb #130bc69c
 STYLE = """
 :root{color-scheme:light dark;--page:#fbfbfa;--panel:#fff;--well:#f1f3f5;--ink:#1b2530;--soft:#566372;--rule:#d8dde2;--edge:#87929e;--link:#005a92;--yes:#b4541a;--yes-soft:#f6dcc9;--no:#1f6f8b;--no-soft:#cfe6ee;--both-soft:#e6e3ef;--bad:#a4262c;--bad-page:#fdecec;--open:#7a4d00;--open-page:#fff5df;--shadow:0 1px 2px #1b253014,0 4px 16px #1b25300d}
 @media (prefers-color-scheme:dark){:root{--page:#10151a;--panel:#182027;--well:#212b34;--ink:#e6eaee;--soft:#a9b4bf;--rule:#313c47;--edge:#74818e;--link:#7cc4f2;--yes:#f0a06a;--yes-soft:#4a2f1d;--no:#6fc3de;--no-soft:#18394a;--both-soft:#332f45;--bad:#ff9c9c;--bad-page:#3a1b1e;--open:#f3c877;--open-page:#33280f;--shadow:none}}
@@ -93,13 +93,13 @@ h1{font-size:2.1rem;line-height:1.15;letter-spacing:-.01em;margin:.1rem 0 .4rem;
 .chips{display:flex;flex-wrap:wrap;gap:.4rem .6rem;align-items:center;list-style:none;margin:0;padding:0;font-size:.88rem}
 .chips li{padding:.12rem .6rem;border:1px solid var(--rule);border-radius:1rem;background:var(--panel);overflow-wrap:anywhere}
 .chips .warn{color:var(--open);background:var(--open-page);border-color:transparent}.chips .bad{color:var(--bad);background:var(--bad-page);border-color:transparent}
-main{display:grid;gap:1.25rem;grid-template-columns:minmax(0,1fr)}
+main,.pair{display:grid;gap:1.25rem;grid-template-columns:minmax(0,1fr)}
 section{background:var(--panel);border:1px solid var(--rule);border-radius:.75rem;padding:1.25rem;box-shadow:var(--shadow);min-width:0}
 h2{font-size:1.15rem;margin:0 0 .75rem;line-height:1.3}h3{font-size:.95rem;margin:1.25rem 0 .4rem}
-@media (min-width:62rem){main{grid-template-columns:minmax(0,7fr) minmax(0,6fr);align-items:start}.answer{position:sticky;top:1rem;max-height:calc(100vh - 2rem);overflow:auto}.wide{grid-column:1/-1}}
-.head{display:flex;flex-wrap:wrap;gap:.5rem 1rem;align-items:baseline;justify-content:space-between}
+@media (min-width:62rem){.pair{grid-template-columns:minmax(0,7fr) minmax(0,6fr);align-items:start}.answer{position:sticky;top:1rem;max-height:calc(100vh - 2rem);overflow:auto}}
+.head{display:flex;flex-wrap:wrap;gap:.4rem 1rem;align-items:center;justify-content:space-between;margin-bottom:.75rem}.head h2{margin:0}
 .hint,.small{color:var(--soft);font-size:.82rem}
-.hint{margin:.15rem 0 0;min-height:1.2em;overflow-wrap:anywhere}
+.hint{margin:.15rem 0 0;overflow-wrap:anywhere}.hint:empty{display:none}
 .fields{display:grid;grid-template-columns:repeat(auto-fill,minmax(11.5rem,1fr));gap:.7rem .9rem;margin:.75rem 0 1rem}
 .fields>[hidden]{display:none}
 label{display:block;font-size:.86rem;font-weight:600;overflow-wrap:anywhere;margin:0 0 .15rem}
@@ -122,13 +122,13 @@ summary{cursor:pointer;font-weight:600;font-size:.92rem}details[open] summary{ma
 .big{display:flex;align-items:baseline;gap:.2rem .8rem;flex-wrap:wrap;margin:0}
 .big b{font-size:3.1rem;line-height:1.05;letter-spacing:-.03em}
 .big span{font-size:1.05rem;font-weight:600}
-.yes{color:var(--yes)}.no{color:var(--no)}
+.earlier{opacity:.5}.yes{color:var(--yes)}.no{color:var(--no)}
 .said{margin:.5rem 0;max-width:44rem}
 .notice{padding:.6rem .8rem;border-radius:.5rem;background:var(--open-page);color:var(--open);margin:.6rem 0;overflow-wrap:anywhere}
 .problem{padding:.7rem .9rem;border-radius:.5rem;background:var(--bad-page);color:var(--bad);margin:0 0 .6rem;overflow-wrap:anywhere}.problem ul{margin:.4rem 0 0;padding-left:1.2rem}.problem a{color:inherit}
 svg{display:block;width:100%;overflow:visible}svg text{fill:var(--ink);font-size:12px}svg .faint{fill:var(--soft);font-size:11px}svg line{stroke:var(--rule)}svg .mark{stroke:var(--ink);stroke-width:2}svg .whisker{stroke:var(--ink);stroke-width:1}
 .f-yes{fill:var(--yes)}.f-no{fill:var(--no)}.z-no{fill:var(--no-soft)}.z-yes{fill:var(--yes-soft)}.z-both{fill:var(--both-soft)}.z-none{fill:var(--well)}
-.bar{fill:var(--no)}.path{fill:none;stroke:var(--link);stroke-width:2;stroke-linejoin:round}.area{fill:var(--link);opacity:.12}
+.bar{fill:var(--no)}.base{stroke:var(--edge)}.path{fill:none;stroke:var(--link);stroke-width:2;stroke-linejoin:round}.area{fill:var(--link);opacity:.12}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(14rem,1fr));gap:1rem}
 .tile{background:var(--well);border-radius:.5rem;padding:.75rem .9rem;min-width:0}.tile p{margin:0}.tile .value{font-size:1.6rem;font-weight:650;line-height:1.25}
 dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(10.5rem,1fr));gap:.75rem;margin:0}dl div{background:var(--well);border-radius:.5rem;padding:.6rem .8rem;min-width:0}dt{font-size:.8rem;color:var(--soft)}dd{margin:0;font-weight:600;overflow-wrap:anywhere}dd small{display:block;font-weight:400;color:var(--soft)}
@@ -140,7 +140,7 @@ footer{color:var(--soft);font-size:.86rem;padding:1.5rem 0 2.5rem}
 @media print{.send,details,.find{display:none}}
 """
 
-# %% ../../nbs/4_serve/17_page.ipynb #4dd92bed
+# %% ../../nbs/4_serve/17_page.ipynb #407f039d
 SCRIPT = r"""
 "use strict";
 const model = JSON.parse(document.getElementById("model").textContent);
@@ -157,7 +157,7 @@ function made(name, properties, ...inner) {
 }
 const percent = (p, digits = 1) => (p * 100).toFixed(digits) + "%";
 const logit = p => Math.log(p / (1 - p)), chance = x => 1 / (1 + Math.exp(-x));
-const short = value => value === null || value === undefined ? "missing" : typeof value === "number" ? String(+value.toPrecision(6)) : value;
+const short = value => value === null || value === undefined ? "missing" : typeof value === "number" ? String(+value.toPrecision(4)) : value;
 
 async function ask(path, body) {
   const headers = body === undefined ? {} : { "Content-Type": "application/json" };
@@ -192,6 +192,7 @@ function put(values) {
     input.value = text;
     found += 1;
   }
+  earlier(true);
   return found;
 }
 
@@ -256,18 +257,22 @@ if (at("find")) at("find").addEventListener("input", () => {
   at("found").textContent = words.length ? `${shown} of ${model.fields.length}` : "";
 });
 
+// In a form, a missing value is an empty field.
+const remedy = one => one.remedy.replace("null where it is missing", "leave the field empty");
+
 // What is wrong stands next to the field, and in a list that leads there.
 function wrong(errors) {
   for (const field of model.fields) {
     const own = errors.filter(one => one.column === field.name), input = inputOf(field);
-    at("w-" + field.place).textContent = own.map(one => one.remedy).join(" ");
+    at("w-" + field.place).textContent = own.map(remedy).join(" ");
     if (own.length) { input.setAttribute("aria-invalid", "true"); input.closest(".field").hidden = false; } else input.removeAttribute("aria-invalid");
   }
 }
 function refused(problem) {
+  earlier(true);
   const errors = problem.errors || [], list = made("ul");
   for (const one of errors) {
-    const field = model.fields.find(field => field.name === one.column), text = `${one.column || "row"}: ${one.rule}. ${one.remedy}`;
+    const field = model.fields.find(field => field.name === one.column), text = `${one.column || "row"}: ${one.rule}. ${remedy(one)}`;
     const link = field ? made("a", { href: "#c-" + field.place }, text) : text;
     if (field) link.addEventListener("click", event => { event.preventDefault(); inputOf(field).focus(); });
     list.append(made("li", {}, link));
@@ -280,6 +285,11 @@ function refused(problem) {
 }
 
 let last = null, asking = 0;
+function earlier(is) {
+  answer.classList.toggle("earlier", is && last !== null);
+  at("old").textContent = is && last !== null ? "to the row before it was changed" : "";
+}
+form.addEventListener("input", event => { if (event.target.id !== "find") earlier(true); });
 form.addEventListener("submit", async event => {
   event.preventDefault();
   const own = ++asking, sent = row(), body = JSON.stringify(sent), button = at("ask");
@@ -290,6 +300,7 @@ form.addEventListener("submit", async event => {
     wrong([]);
     at("problem").replaceChildren();
     last = { told, sent, why: null, note: model.explains ? "The explanation is on its way." : "This bundle explains nothing." };
+    earlier(false);
     draw();
     said.textContent = `${percent(told.probability)}, ${decision(told)} ${inWords(told)}`;
     if (model.explains) {
@@ -327,7 +338,9 @@ function scale(told, width) {
     if (to <= from) continue;
     svg.append(made("rect", { x: x(from), y: 14, width: x(to) - x(from), height: 18, class: "z-" + kind }));
     const words = { no: "no", yes: "yes", both: "either", none: "neither" }[kind];
-    if (x(to) - x(from) > 7 * words.length + 8) svg.append(made("text", { x: (x(from) + x(to)) / 2, y: 27, "text-anchor": "middle", class: "faint" }, words));
+    // In the middle of its part, unless the mark stands there.
+    const half = 3.5 * words.length + 4, places = [(x(from) + x(to)) / 2, x(from) + half, x(to) - half].filter(place => Math.abs(place - x(told.probability)) > half);
+    if (x(to) - x(from) > 2 * half && places.length) svg.append(made("text", { x: places[0], y: 27, "text-anchor": "middle", class: "faint" }, words));
   }
   svg.append(made("line", { x1: x(model.threshold), x2: x(model.threshold), y1: 32, y2: 40, class: "mark" }));
   const label = `threshold ${percent(model.threshold)}`, side = x(model.threshold) > width / 2 ? "end" : "start";
@@ -340,23 +353,26 @@ function scale(told, width) {
 }
 
 // The shares add up on the scale of the logit; what stands below is read as a probability.
-const TOP = 12;
+const TOP = 12, LEAST = 0.01;
 function steps(why) {
   const all = Object.entries(why.shares).filter(([, share]) => share !== 0).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
-  const top = all.slice(0, TOP).map(([name, share]) => ({ name, share, error: why.errors[name], value: name in last.sent ? short(last.sent[name]) : null }));
-  const rest = all.slice(TOP);
-  if (rest.length) top.push({ name: `${rest.length} other columns`, share: rest.reduce((sum, [, share]) => sum + share, 0), error: 0, value: null });
+  // What moves the answer by less than a hundredth of the largest share is not worth a line.
+  const worth = Math.min(TOP, all.filter(([, share]) => Math.abs(share) >= LEAST * Math.abs(all[0][1])).length);
+  const top = all.slice(0, worth).map(([name, share]) => ({ name, share, error: why.errors[name], value: name in last.sent ? short(last.sent[name]) : null }));
+  const rest = all.slice(worth);
+  if (rest.length) top.push({ name: `${rest.length} other column${rest.length > 1 ? "s" : ""}`, share: rest.reduce((sum, [, share]) => sum + share, 0), error: 0, value: null });
   let place = why.base;
   for (const one of top) { one.from = place; place += one.share; one.to = place; }
   return top;
 }
 function waterfall(why, width) {
-  const bars = steps(why), names = Math.min(210, Math.max(120, width * 0.38)), numbers = 52, line = 25, height = (bars.length + 2) * line + 30;
+  // On a phone the name stands above its bar, on a desk before it.
+  const above = width < 440, bars = steps(why), names = above ? 0 : Math.min(250, width * 0.42), numbers = 52, line = above ? 38 : 25, top = above ? 17 : 5, height = (bars.length + 2) * line + 30;
   const ends = bars.flatMap(one => [one.from, one.to, one.to + one.error, one.to - one.error]).concat(why.base);
   const low = Math.min(...ends), high = Math.max(...ends), room = Math.max(high - low, 0.2), x = z => names + 8 + (z - low + room * 0.03) / (room * 1.06) * (width - names - 16 - numbers);
   const final = bars.length ? bars.at(-1).to : why.base;
   const svg = made("svg", { height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `From ${percent(chance(why.base))} for a typical row to ${percent(why.probability)}. The table below has the shares.` });
-  const fitted = (text, room) => { const most = Math.floor(room / 6.3); return text.length > most ? text.slice(0, most - 1) + "…" : text; };
+  const fitted = (text, room) => { const most = Math.floor(room / 6.9); return text.length > most ? text.slice(0, most - 1) + "…" : text; };
   let y = 4;
   const spread = [0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999].filter(p => logit(p) > low - room * 0.03 && logit(p) < high + room * 0.03);
   let taken = -100;
@@ -366,17 +382,19 @@ function waterfall(why, width) {
     taken = x(logit(p));
     svg.append(made("text", { x: taken, y: height - 6, "text-anchor": "middle", class: "faint" }, percent(p, p < 0.01 || p > 0.99 ? 1 : 0)));
   }
+  const label = (text, faint) => made("text", { x: names, y: above ? y + 12 : y + 16, "text-anchor": above ? "start" : "end", ...(faint ? { class: "faint" } : {}) }, text);
   const end = (name, z) => {
-    svg.append(made("text", { x: names, y: y + 16, "text-anchor": "end", class: "faint" }, name), made("line", { x1: x(z), x2: x(z), y1: y + 2, y2: y + line - 2, class: "mark" }), made("text", { x: x(z) > width - 110 ? x(z) - 6 : x(z) + 6, y: y + 16, "text-anchor": x(z) > width - 110 ? "end" : "start" }, percent(chance(z))));
+    const right = x(z) > width - 110;
+    svg.append(label(name, true), made("line", { x1: x(z), x2: x(z), y1: y + top - 3, y2: y + line - 2, class: "mark" }), made("text", { x: right ? x(z) - 6 : x(z) + 6, y: y + top + 11, "text-anchor": right ? "end" : "start" }, percent(chance(z))));
     y += line;
   };
   end("typical row", why.base);
   for (const one of bars) {
-    const text = fitted(one.value === null ? one.name : `${one.name} = ${one.value}`, names), left = Math.min(one.from, one.to);
-    const bar = made("rect", { x: x(left), y: y + 5, width: Math.max(1.5, x(left + Math.abs(one.share)) - x(left)), height: line - 10, rx: 2, class: one.share > 0 ? "f-yes" : "f-no" }, made("title", {}, `${one.name}: ${one.share > 0 ? "+" : ""}${one.share.toFixed(3)}`));
-    svg.append(made("text", { x: names, y: y + 16, "text-anchor": "end" }, text), bar);
-    if (one.error) svg.append(made("line", { x1: x(one.to - one.error), x2: x(one.to + one.error), y1: y + line / 2, y2: y + line / 2, class: "whisker" }));
-    svg.append(made("line", { x1: x(one.to), x2: x(one.to), y1: y + line - 5, y2: y + line + 5 }), made("text", { x: width, y: y + 16, "text-anchor": "end", class: "faint" }, `${one.share > 0 ? "+" : "−"}${Math.abs(one.share).toFixed(2)}`));
+    const text = fitted(one.value === null ? one.name : `${one.name} = ${one.value}`, above ? width : names), left = Math.min(one.from, one.to);
+    const bar = made("rect", { x: x(left), y: y + top, width: Math.max(1.5, x(left + Math.abs(one.share)) - x(left)), height: 15, rx: 2, class: one.share > 0 ? "f-yes" : "f-no" }, made("title", {}, `${one.name}: ${one.share > 0 ? "+" : ""}${one.share.toFixed(3)}`));
+    svg.append(label(text), bar);
+    if (one.error) svg.append(made("line", { x1: x(one.to - one.error), x2: x(one.to + one.error), y1: y + top + 7.5, y2: y + top + 7.5, class: "whisker" }));
+    svg.append(made("line", { x1: x(one.to), x2: x(one.to), y1: y + top + 15, y2: y + line + top }), made("text", { x: width, y: y + top + 11, "text-anchor": "end", class: "faint" }, `${one.share > 0 ? "+" : "−"}${Math.abs(one.share).toFixed(2)}`));
     y += line;
   }
   end("this row", final);
@@ -415,7 +433,7 @@ function quantile(edges, counts, share) {
   const total = sum(counts);
   let wanted = share * total, below = 0;
   for (let place = 0; place < counts.length; place++) {
-    if (counts[place] && wanted <= counts[place]) return place < edges.length ? below + (edges[place] - below) * wanted / counts[place] : below;
+    if (counts[place] && wanted <= counts[place]) return place < edges.length ? below + (edges[place] - below) * wanted / counts[place] : below; // as Prometheus does it
     wanted -= counts[place];
     below = edges[place];
   }
@@ -426,11 +444,11 @@ const time = seconds => seconds === null ? "–" : seconds < 0.001 ? `${(seconds
 function spark(id, values, label) {
   const width = 240, height = 44, top = Math.max(...values, 1e-9), x = place => width - (values.length - 1 - place) * width / (KEPT - 1), y = value => height - 2 - value / top * (height - 6);
   const line = values.map((value, place) => `${place ? "L" : "M"}${x(place).toFixed(1)},${y(value).toFixed(1)}`).join("");
-  at(id).replaceChildren(made("svg", { viewBox: `0 0 ${width} ${height}`, height, preserveAspectRatio: "none", role: "img", "aria-label": label }, ...(values.length > 1 ? [made("path", { d: `${line}L${width},${height}L${x(0)},${height}Z`, class: "area" }), made("path", { d: line, class: "path", "vector-effect": "non-scaling-stroke" })] : [])));
+  at(id).replaceChildren(made("svg", { viewBox: `0 0 ${width} ${height}`, height, preserveAspectRatio: "none", role: "img", "aria-label": label }, made("line", { x1: 0, x2: width, y1: height, y2: height, class: "base" }), ...(values.length > 1 ? [made("path", { d: `${line}L${width},${height}L${x(0)},${height}Z`, class: "area" }), made("path", { d: line, class: "path", "vector-effect": "non-scaling-stroke" })] : [])));
 }
 function histogram(counts) {
   const width = 240, height = 44, top = Math.max(...counts, 1), step = width / counts.length;
-  at("h-chart").replaceChildren(made("svg", { viewBox: `0 0 ${width} ${height}`, height, preserveAspectRatio: "none", role: "img", "aria-label": `Answers by probability, in ${counts.length} steps from 0 to 100%: ${counts.join(", ")}` }, ...counts.map((count, place) => made("rect", { x: place * step + 0.5, width: step - 1, y: height - count / top * (height - 2), height: count / top * (height - 2), class: "bar" }))));
+  at("h-chart").replaceChildren(made("svg", { viewBox: `0 0 ${width} ${height}`, height, preserveAspectRatio: "none", role: "img", "aria-label": `Answers by probability, in ${counts.length} steps from 0 to 100%: ${counts.join(", ")}` }, made("line", { x1: 0, x2: width, y1: height, y2: height, class: "base" }), ...counts.map((count, place) => made("rect", { x: place * step + 0.5, width: step - 1, y: height - count / top * (height - 2), height: count / top * (height - 2), class: "bar" }))));
 }
 function show(now) {
   looks.push(now);
@@ -475,7 +493,7 @@ if (key) {
 look();
 """
 
-# %% ../../nbs/4_serve/17_page.ipynb #04e8b589
+# %% ../../nbs/4_serve/17_page.ipynb #d47e7fe7
 PAGE = Template("""\
 <!doctype html>
 <html lang="en">
@@ -497,6 +515,7 @@ PAGE = Template("""\
 <ul class="chips" aria-label="About the model">$chips</ul>
 </header>
 <main>
+<div class="pair">
 <section aria-labelledby="t-row">
 <div class="head"><h2 id="t-row">A row</h2><span class="small"><span class="must" aria-hidden="true">*</span> must have a value; empty is missing</span></div>
 $access
@@ -516,11 +535,12 @@ $find
 </form>
 </section>
 <section class="answer" aria-labelledby="t-answer" tabindex="0">
-<h2 id="t-answer">The answer</h2>
+<div class="head"><h2 id="t-answer">The answer</h2><span class="small" id="old"></span></div>
 <p class="hidden" id="said" role="status" aria-live="polite"></p>
 <div id="answer"><p class="empty">Fill in a row and ask. Here come the probability, what it leaves open, and why.</p></div>
 </section>
-<section class="wide" aria-labelledby="t-figures">
+</div>
+<section aria-labelledby="t-figures">
 <div class="head"><h2 id="t-figures">The server now</h2><div class="row"><span class="small" id="f-note"></span><button type="button" id="pause">Pause</button></div></div>
 <div class="tiles">
 <div class="tile"><p class="small">Requests a second</p><p class="value" id="f-rate">–</p><div id="r-chart"></div><p class="small" id="f-total"></p></div>
@@ -528,7 +548,7 @@ $find
 <div class="tile"><p class="small">Rows answered</p><p class="value" id="f-answers">–</p><div id="h-chart"></div><p class="small">by probability, 0 to 100%</p></div>
 </div>
 </section>
-<section class="wide" aria-labelledby="t-model">
+<section aria-labelledby="t-model">
 <div class="head"><h2 id="t-model">The model</h2>$card</div>
 <dl>$facts</dl>
 </section>
@@ -541,7 +561,7 @@ $find
 </html>
 """)
 
-# %% ../../nbs/4_serve/17_page.ipynb #7b482829
+# %% ../../nbs/4_serve/17_page.ipynb #eaa4034c
 @dataclass(frozen=True)
 class Page:
     "The page of one version, and the headers that it is sent with."
@@ -583,7 +603,7 @@ def page_of(
         "coverage": 1 - served.bundle.conformal["alpha"] if served.bundle.conformal else None, "zones": zones_of(served.bundle.conformal), "explains": served.bundle.explaining is not None,
     }
     text = PAGE.substitute(
-        style=STYLE, script=SCRIPT, name=html.escape(served.name), summary=html.escape(about.get("summary", f"Version {served.version} of {served.name}.")), chips=_chips(served, about), facts=_facts(served, about),
+        style=STYLE, script=SCRIPT, name=html.escape(served.name), summary=html.escape(about.get("summary") or f"Gives the probability of {served.bundle.encoding.get('target') or 'yes'}."), chips=_chips(served, about), facts=_facts(served, about),
         fields="\n".join(map(_input, fields)), find=_FIND if len(fields) > 16 else "", access=_KEY if guarded else "", card=_card_link(guarded) if "facts" in about else "",
         # A less-than sign could end the data early.
         model=json.dumps(model, ensure_ascii=False).replace("<", "\\u003c"),
@@ -642,7 +662,7 @@ def _input(field: Field) -> str:
     star = '<span class="must" aria-hidden="true"> *</span>' if field.required else ""
     return f'<div class="field"><label for="{own}">{name}{star}</label>{control}<p class="hint" id="h-{field.place}">{html.escape(field.hint)}</p><p class="wrong" id="w-{field.place}"></p></div>'
 
-# %% ../../nbs/4_serve/17_page.ipynb #5f24c8a2
+# %% ../../nbs/4_serve/17_page.ipynb #02fcf2bf
 _LINE = re.compile(r'^(prodml_\w+)\{([^}]*)\} (\S+)$', re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -675,7 +695,7 @@ def _between(below: Mapping[float, float]) -> dict[str, list[float]]:
     # No probability is above 1, so its last count says nothing.
     return {"edges": edges, "counts": counts[: len(edges)] if edges and edges[-1] == 1.0 and not any(counts[len(edges) :]) else counts}
 
-# %% ../../nbs/4_serve/17_page.ipynb #b0f1cd77
+# %% ../../nbs/4_serve/17_page.ipynb #581f2d25
 CARD_POLICY = b"sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
