@@ -168,7 +168,7 @@ def keys(tmp_path):
     from prodml.serve.access import new_api_key
 
     path = tmp_path / "keys.json"
-    return path, new_api_key(path, "may", ["predict", "explain", "audit"]), new_api_key(path, "may not", ["feedback"])
+    return path, new_api_key(path, "may", ["predict", "explain", "audit"]).reveal(), new_api_key(path, "may not", ["feedback"]).reveal()
 
 
 def test_the_card_asks_for_a_key_where_the_rest_does(bundle, keys):
