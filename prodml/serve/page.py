@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'SCRIPT', 'PAGE', 'CARD_POLICY', 'Field', 'fields_of', 'Page', 'zones_of', 'page_of', 'figures_of', 'card_of',
            'Pages', 'add_page']
 
-# %% ../../nbs/4_serve/17_page.ipynb #e1baa592
+# %% ../../nbs/4_serve/17_page.ipynb #f0fa6c2a
 import base64
 import hashlib
 import html
@@ -26,7 +26,7 @@ from .http import JSON_HEADERS, Answer, Headers, Request, Route
 from .models import Served
 from .problems import Problem
 
-# %% ../../nbs/4_serve/17_page.ipynb #c8e1091d
+# %% ../../nbs/4_serve/17_page.ipynb #b41431dc
 @dataclass(frozen=True)
 class Field:
     "What a person is asked for one column."
@@ -76,7 +76,7 @@ def _rounded(example: Any, kind: str) -> Any:
         return round(example)
     return float(f"{example:.6g}") if isinstance(example, float) else example
 
-# %% ../../nbs/4_serve/17_page.ipynb #130bc69c
+# %% ../../nbs/4_serve/17_page.ipynb #a154d1b1
 STYLE = """
 :root{color-scheme:light dark;--page:#fbfbfa;--panel:#fff;--well:#f1f3f5;--ink:#1b2530;--soft:#566372;--rule:#d8dde2;--edge:#87929e;--link:#005a92;--yes:#b4541a;--yes-soft:#f6dcc9;--no:#1f6f8b;--no-soft:#cfe6ee;--both-soft:#e6e3ef;--bad:#a4262c;--bad-page:#fdecec;--open:#7a4d00;--open-page:#fff5df;--shadow:0 1px 2px #1b253014,0 4px 16px #1b25300d}
 @media (prefers-color-scheme:dark){:root{--page:#10151a;--panel:#182027;--well:#212b34;--ink:#e6eaee;--soft:#a9b4bf;--rule:#313c47;--edge:#74818e;--link:#7cc4f2;--yes:#f0a06a;--yes-soft:#4a2f1d;--no:#6fc3de;--no-soft:#18394a;--both-soft:#332f45;--bad:#ff9c9c;--bad-page:#3a1b1e;--open:#f3c877;--open-page:#33280f;--shadow:none}}
@@ -131,16 +131,16 @@ svg{display:block;width:100%;overflow:visible}svg text{fill:var(--ink);font-size
 .bar{fill:var(--no)}.base{stroke:var(--edge)}.path{fill:none;stroke:var(--link);stroke-width:2;stroke-linejoin:round}.area{fill:var(--link);opacity:.12}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(14rem,1fr));gap:1rem}
 .tile{background:var(--well);border-radius:.5rem;padding:.75rem .9rem;min-width:0}.tile p{margin:0}.tile .value{font-size:1.6rem;font-weight:650;line-height:1.25}
-dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(10.5rem,1fr));gap:.75rem;margin:0}dl div{background:var(--well);border-radius:.5rem;padding:.6rem .8rem;min-width:0}dt{font-size:.8rem;color:var(--soft)}dd{margin:0;font-weight:600;overflow-wrap:anywhere}dd small{display:block;font-weight:400;color:var(--soft)}
+dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:.75rem;margin:0}dl div{background:var(--well);border-radius:.5rem;padding:.6rem .8rem;min-width:0}dt{font-size:.8rem;color:var(--soft)}dd{margin:0;font-weight:600;overflow-wrap:anywhere}dd small{display:block;font-weight:400;color:var(--soft)}
 table{border-collapse:collapse;width:100%;font-size:.86rem}th,td{text-align:left;padding:.2rem .5rem .2rem 0;border-bottom:1px solid var(--rule);overflow-wrap:anywhere}td.n,th.n{text-align:right}
 .hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
 footer{color:var(--soft);font-size:.86rem;padding:1.5rem 0 2.5rem}
-@media (max-width:30rem){.frame{padding:0 .8rem}section{padding:1rem .9rem}.fields{grid-template-columns:repeat(2,minmax(0,1fr))}h1{font-size:1.7rem}}
+@media (max-width:30rem){.frame{padding:0 .8rem}section{padding:1rem .9rem}.fields{grid-template-columns:repeat(2,minmax(0,1fr))}h1{font-size:1.7rem}button{padding:.45rem .65rem}}
 @media (prefers-reduced-motion:no-preference){.grow{transition:opacity .2s}}
 @media print{.send,details,.find{display:none}}
 """
 
-# %% ../../nbs/4_serve/17_page.ipynb #407f039d
+# %% ../../nbs/4_serve/17_page.ipynb #90ecc078
 SCRIPT = r"""
 "use strict";
 const model = JSON.parse(document.getElementById("model").textContent);
@@ -302,6 +302,8 @@ form.addEventListener("submit", async event => {
     last = { told, sent, why: null, note: model.explains ? "The explanation is on its way." : "This bundle explains nothing." };
     earlier(false);
     draw();
+    // On a phone the answer is below the row.
+    if (at("t-answer").getBoundingClientRect().top > innerHeight) at("t-answer").scrollIntoView();
     said.textContent = `${percent(told.probability)}, ${decision(told)} ${inWords(told)}`;
     if (model.explains) {
       try { const why = await ask("v1/explain", body); if (own === asking) last.why = why.explanations[0]; }
@@ -493,7 +495,7 @@ if (key) {
 look();
 """
 
-# %% ../../nbs/4_serve/17_page.ipynb #d47e7fe7
+# %% ../../nbs/4_serve/17_page.ipynb #91b4e5b1
 PAGE = Template("""\
 <!doctype html>
 <html lang="en">
@@ -561,7 +563,7 @@ $find
 </html>
 """)
 
-# %% ../../nbs/4_serve/17_page.ipynb #eaa4034c
+# %% ../../nbs/4_serve/17_page.ipynb #e17c9124
 @dataclass(frozen=True)
 class Page:
     "The page of one version, and the headers that it is sent with."
@@ -636,7 +638,7 @@ def _facts(served: Served, about: Mapping[str, Any]) -> str:
 
 
 _FIND = '<div class="row"><div class="find"><label for="find">Find a column</label><input id="find" type="search" autocomplete="off" aria-controls="row" aria-describedby="found"></div><span class="small" id="found" role="status"></span></div>'
-_KEY = '<p><label for="key">API key</label><input id="key" type="password" autocomplete="off" spellcheck="false" aria-describedby="key-hint"><span class="hint" id="key-hint">Kept on this page only, until it is closed.</span></p>'
+_KEY = '<p><label for="key">API key or token</label><input id="key" type="password" autocomplete="off" spellcheck="false" aria-describedby="key-hint"><span class="hint" id="key-hint">Kept on this page only, until it is closed.</span></p>'
 
 
 def _card_link(guarded: bool) -> str:
@@ -662,7 +664,7 @@ def _input(field: Field) -> str:
     star = '<span class="must" aria-hidden="true"> *</span>' if field.required else ""
     return f'<div class="field"><label for="{own}">{name}{star}</label>{control}<p class="hint" id="h-{field.place}">{html.escape(field.hint)}</p><p class="wrong" id="w-{field.place}"></p></div>'
 
-# %% ../../nbs/4_serve/17_page.ipynb #02fcf2bf
+# %% ../../nbs/4_serve/17_page.ipynb #62edd1db
 _LINE = re.compile(r'^(prodml_\w+)\{([^}]*)\} (\S+)$', re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -695,7 +697,7 @@ def _between(below: Mapping[float, float]) -> dict[str, list[float]]:
     # No probability is above 1, so its last count says nothing.
     return {"edges": edges, "counts": counts[: len(edges)] if edges and edges[-1] == 1.0 and not any(counts[len(edges) :]) else counts}
 
-# %% ../../nbs/4_serve/17_page.ipynb #581f2d25
+# %% ../../nbs/4_serve/17_page.ipynb #44c9db0d
 CARD_POLICY = b"sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
