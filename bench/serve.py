@@ -293,25 +293,37 @@ class Server:
         self.close()
         raise RuntimeError(f"{self.name} did not answer; see {self.said.name}")
 
-    def cpu_seconds(self) -> float:
-        """Processor time of its whole session so far."""
-        total = 0
+    def _family(self) -> dict[int, int]:
+        """Clock ticks so far of it and of all that it started, in whatever session, by process id."""
+        times, parents = {}, {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 fields = stat.read_text().rsplit(")", 1)[1].split()
             except OSError:
                 continue
-            if int(fields[3]) == self.process.pid:
-                total += int(fields[11]) + int(fields[12])
-        return total / os.sysconf("SC_CLK_TCK")
+            number = int(stat.parent.name)
+            times[number], parents[number] = int(fields[11]) + int(fields[12]), self.process.pid if int(fields[3]) == self.process.pid else int(fields[1])
+        own = {self.process.pid}
+        while more := {number for number, parent in parents.items() if parent in own} - own:
+            own |= more
+        return {number: times[number] for number in own if number in times}
+
+    def cpu_seconds(self) -> float:
+        """Processor time so far of the server and what it started."""
+        return sum(self._family().values()) / os.sysconf("SC_CLK_TCK")
 
     def close(self) -> None:
-        """Stop it and its children."""
+        """Stop it and what it started."""
+        family = self._family()
         for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in family:
+                try:
+                    os.kill(process, number)
+                except ProcessLookupError:
+                    continue
             try:
-                os.killpg(self.process.pid, number)
                 self.process.wait(10)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
+            except subprocess.TimeoutExpired:
                 continue
         self.said.close()
 
@@ -323,7 +335,7 @@ def load_by_wrk(server: Server, connections: int, seconds: float) -> dict[str, f
     """Requests a second and latencies, by wrk on the second core."""
     script = FOLDER / "wrk.lua"
     script.write_text('wrk.method = "POST"\nwrk.headers["Content-Type"] = "application/json"\nwrk.body = [==[' + server.body.decode() + "]==]\n")
-    line = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "--timeout", "10s", "-s", str(script), f"http://127.0.0.1:{server.port}{server.path}"]
+    line = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "10s", "-s", str(script), f"http://127.0.0.1:{server.port}{server.path}"]
     told = subprocess.run(line, capture_output=True, text=True, check=True, preexec_fn=lambda: os.sched_setaffinity(0, {1})).stdout
     found = {share: float(value) * {"us": 1, "ms": 1e3, "s": 1e6}[unit] for share, value, unit in re.findall(r"(50|99)%\s+([\d.]+)(us|ms|s)", told)}
     failed = re.search(r"Non-2xx or 3xx responses: (\d+)", told)
@@ -412,7 +424,7 @@ def measured(names: list[str], rounds: int, seconds: float, load) -> tuple[dict[
             for connections in CONNECTIONS:
                 for name, server in servers.items():
                     before = server.cpu_seconds()
-                    told = load(server, connections, seconds if turn else 1.0)
+                    told = load(server, connections, seconds if turn else 1)
                     told["cpu_us"] = (server.cpu_seconds() - before) / max(1, told["requests"]) * 1e6
                     if turn: # the first turn warms up
                         lines[name][str(connections)].append(told)
@@ -500,7 +512,7 @@ def show(record: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="times that every server gets its turn")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each turn")
+    parser.add_argument("--seconds", type=int, default=5, help="of each turn")
     parser.add_argument("--only", nargs="*", default=[], help=f"some of {', '.join(PEERS)}; nothing is written then")
     parser.add_argument("--redraw", action="store_true", help="measure nothing: draw and print the last record")
     given = parser.parse_args()

@@ -7,10 +7,12 @@ __all__ = ['logger', 'LAST_WORDS', 'ServerSettings', 'Settings', 'all_settings',
            'port_for', 'make_server', 'running', 'serve_alone', 'serve_in_workers', 'serve_arguments', 'given_settings',
            'run_server']
 
-# %% ../../nbs/4_serve/05_server.ipynb #d2681d2f
+# %% ../../nbs/4_serve/05_server.ipynb #d7cb20da
 import argparse
 import asyncio
 import contextlib
+import gc
+import hashlib
 import logging
 import os
 import signal
@@ -138,8 +140,6 @@ class Service:
 
 
 def _digest(folder: Path) -> str:
-    import hashlib
-
     return hashlib.sha256((Path(folder) / "manifest.json").read_bytes()).hexdigest()
 
 
@@ -379,11 +379,19 @@ def serve_alone(
         service.app.close_role("operate")
     served = service.models.get()
     logger.info("%s %s answers on http%s://%s:%d", served.name, served.version, "s" if settings.tls.certificate else "", *bound.getsockname()[:2])
+    _settle()
     try:
         make_server(service, settings).run([bound])
     finally:
         service.close()
     return 0
+
+
+def _settle() -> None:
+    "What was loaded stays: the collector need not walk through it again and again. Requests make no cycles, so it may look less often."
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def serve_in_workers(
