@@ -1,5 +1,6 @@
 """Batch scoring from outside: the answers of the bundle, no row lost, and the same bytes after a kill."""
 
+import json
 import os
 import signal
 import subprocess
@@ -182,6 +183,13 @@ def test_a_step_makes_the_columns_and_says_what_fell_back(served, tmp_path):
     score(path, target, stepped, Scoring(part_rows=30), now_us=7)
     found = pa_csv.read_csv(target)
     assert {*asked} == {7} and [text == "wind" for text in found["degraded"].to_pylist()] == [value is None for value in pq.read_table(path)["wind"].to_pylist()]
+
+
+def test_a_rejected_row_is_json_whatever_it_held(served, tmp_path):
+    table = pa.table({"key": [1, 2], "delay": [float("nan"), float("inf")], "wind": [float("-inf"), 1.0], "carrier": ["é\n", None], "at": pa.array([0, 1], pa.timestamp("s"))})
+    score(write(table, tmp_path / "in.parquet"), tmp_path / "out.parquet", served, Scoring(("at",), max_rejected=1.0))
+    sent = [json.loads(text, parse_constant=pytest.fail) for text in pq.read_table(rejects_of(tmp_path / "out.parquet"))["sent"].to_pylist()]
+    assert sent[0] == {"carrier": "é\n", "delay": "nan", "wind": "-inf", "at": "1970-01-01 00:00:00"} and sent[1]["delay"] == "inf"
 
 
 ARROW = {"int": [pa.int64(), pa.int32(), pa.float64()], "float": [pa.float64(), pa.float32(), pa.int64()], "text": [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], "time": [pa.timestamp("us"), pa.timestamp("ns"), pa.timestamp("s"), pa.timestamp("us", "Europe/Paris")]}
