@@ -11,6 +11,7 @@ __all__ = ['OWN', 'REJECTED', 'Scoring', 'TooManyRejected', 'Part', 'form_of', '
 import argparse
 import hashlib
 import json
+import math
 import operator
 import shutil
 import time
@@ -164,7 +165,7 @@ class Source:
         return self._parquet_batches(skip) if self.form == "parquet" else self._csv_batches(skip)
 
     def _parquet_batches(self, skip: int) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
-        with pq.ParquetFile(self.path, memory_map=True) as file:
+        with pq.ParquetFile(self.path) as file:
             ends = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
             groups = [group for group in range(file.num_row_groups) if ends[group + 1] > skip]
             row = int(ends[groups[0]]) if groups else 0
@@ -364,7 +365,9 @@ def _encoded(served: Served, columns: Mapping[str, Any], good: np.ndarray, now_u
 
 
 def _sent(table: pa.Table, place: int) -> str:
-    return json.dumps({name: value for name, value in table.slice(place, 1).to_pylist()[0].items()}, default=str, ensure_ascii=False)
+    "The row as JSON; what JSON cannot hold, such as a time or NaN, as its text."
+    row = {name: str(value) if isinstance(value, float) and not math.isfinite(value) else value for name, value in table.slice(place, 1).to_pylist()[0].items()}
+    return json.dumps(row, default=str, ensure_ascii=False)
 
 
 def _rejected(part: Part, refused: list[tuple[int, Verdict]]) -> pa.Table:
