@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'SCRIPT', 'PAGE', 'CARD_POLICY', 'Field', 'fields_of', 'Page', 'zones_of', 'page_of', 'figures_of', 'card_of',
            'Pages', 'add_page']
 
-# %% ../../nbs/4_serve/17_page.ipynb #f0fa6c2a
+# %% ../../nbs/4_serve/17_page.ipynb #9ddc6cc1
 import base64
 import hashlib
 import html
@@ -26,7 +26,7 @@ from .http import JSON_HEADERS, Answer, Headers, Request, Route
 from .models import Served
 from .problems import Problem
 
-# %% ../../nbs/4_serve/17_page.ipynb #b41431dc
+# %% ../../nbs/4_serve/17_page.ipynb #e7d40d65
 @dataclass(frozen=True)
 class Field:
     "What a person is asked for one column."
@@ -76,7 +76,7 @@ def _rounded(example: Any, kind: str) -> Any:
         return round(example)
     return float(f"{example:.6g}") if isinstance(example, float) else example
 
-# %% ../../nbs/4_serve/17_page.ipynb #a154d1b1
+# %% ../../nbs/4_serve/17_page.ipynb #2883c603
 STYLE = """
 :root{color-scheme:light dark;--page:#fbfbfa;--panel:#fff;--well:#f1f3f5;--ink:#1b2530;--soft:#566372;--rule:#d8dde2;--edge:#87929e;--link:#005a92;--yes:#b4541a;--yes-soft:#f6dcc9;--no:#1f6f8b;--no-soft:#cfe6ee;--both-soft:#e6e3ef;--bad:#a4262c;--bad-page:#fdecec;--open:#7a4d00;--open-page:#fff5df;--shadow:0 1px 2px #1b253014,0 4px 16px #1b25300d}
 @media (prefers-color-scheme:dark){:root{--page:#10151a;--panel:#182027;--well:#212b34;--ink:#e6eaee;--soft:#a9b4bf;--rule:#313c47;--edge:#74818e;--link:#7cc4f2;--yes:#f0a06a;--yes-soft:#4a2f1d;--no:#6fc3de;--no-soft:#18394a;--both-soft:#332f45;--bad:#ff9c9c;--bad-page:#3a1b1e;--open:#f3c877;--open-page:#33280f;--shadow:none}}
@@ -140,7 +140,7 @@ footer{color:var(--soft);font-size:.86rem;padding:1.5rem 0 2.5rem}
 @media print{.send,details,.find{display:none}}
 """
 
-# %% ../../nbs/4_serve/17_page.ipynb #90ecc078
+# %% ../../nbs/4_serve/17_page.ipynb #252649d5
 SCRIPT = r"""
 "use strict";
 const model = JSON.parse(document.getElementById("model").textContent);
@@ -278,7 +278,7 @@ function refused(problem) {
     list.append(made("li", {}, link));
   }
   wrong(errors);
-  at("problem").replaceChildren(made("div", { class: "problem" }, made("strong", {}, problem.title + ". "), problem.detail || "", errors.length ? list : null));
+  at("problem").replaceChildren(made("div", { class: "problem" }, made("strong", {}, problem.title + ". "), problem.status === 401 && key ? `Give a ${key.value ? "valid " : ""}key or token in the field above.` : problem.detail || "", errors.length ? list : null));
   const first = model.fields.find(field => errors.some(one => one.column === field.name));
   if (first) inputOf(first).focus();
   else if ((problem.status === 401 || problem.status === 403) && key) key.focus();
@@ -495,7 +495,7 @@ if (key) {
 look();
 """
 
-# %% ../../nbs/4_serve/17_page.ipynb #91b4e5b1
+# %% ../../nbs/4_serve/17_page.ipynb #448b36d2
 PAGE = Template("""\
 <!doctype html>
 <html lang="en">
@@ -563,7 +563,7 @@ $find
 </html>
 """)
 
-# %% ../../nbs/4_serve/17_page.ipynb #e17c9124
+# %% ../../nbs/4_serve/17_page.ipynb #7becfaba
 @dataclass(frozen=True)
 class Page:
     "The page of one version, and the headers that it is sent with."
@@ -664,7 +664,7 @@ def _input(field: Field) -> str:
     star = '<span class="must" aria-hidden="true"> *</span>' if field.required else ""
     return f'<div class="field"><label for="{own}">{name}{star}</label>{control}<p class="hint" id="h-{field.place}">{html.escape(field.hint)}</p><p class="wrong" id="w-{field.place}"></p></div>'
 
-# %% ../../nbs/4_serve/17_page.ipynb #62edd1db
+# %% ../../nbs/4_serve/17_page.ipynb #02665442
 _LINE = re.compile(r'^(prodml_\w+)\{([^}]*)\} (\S+)$', re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -697,7 +697,7 @@ def _between(below: Mapping[float, float]) -> dict[str, list[float]]:
     # No probability is above 1, so its last count says nothing.
     return {"edges": edges, "counts": counts[: len(edges)] if edges and edges[-1] == 1.0 and not any(counts[len(edges) :]) else counts}
 
-# %% ../../nbs/4_serve/17_page.ipynb #44c9db0d
+# %% ../../nbs/4_serve/17_page.ipynb #5e0b00d1
 CARD_POLICY = b"sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
