@@ -100,6 +100,13 @@ def test_parts_do_not_depend_on_row_groups(tmp_path, group_rows, part_rows):
             assert one.number == other.number and one.table["a"].to_pylist() == other.table["a"].to_pylist() == (other.rows - 1).tolist()
 
 
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    pq.write_table(pa.table({"a": np.random.default_rng(0).random(400_000)}), tmp_path / "in.parquet", row_group_size=10_000)
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in Source(tmp_path / "in.parquet", ["a"], 10_000).parts()]
+    assert len(held) == 40 and max(held) < 1_000_000, "the file has 3.2 MB of numbers, a part 80 kB"
+
+
 def test_an_empty_file_gives_an_empty_result(served, tmp_path):
     for name in ("in.parquet", "in.csv"):
         told = score(write(rows(0), tmp_path / name), tmp_path / "out.parquet", served, Scoring(("key",), overwrite=True))

@@ -165,7 +165,8 @@ class Source:
         return self._parquet_batches(skip) if self.form == "parquet" else self._csv_batches(skip)
 
     def _parquet_batches(self, skip: int) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
-        with pq.ParquetFile(self.path) as file:
+        # What is buffered ahead is kept until the file is closed: all of it, in the end.
+        with pq.ParquetFile(self.path, pre_buffer=False) as file:
             ends = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
             groups = [group for group in range(file.num_row_groups) if ends[group + 1] > skip]
             row = int(ends[groups[0]]) if groups else 0
