@@ -198,9 +198,11 @@ class Steps:
         "The inputs as plain values; InputError on a column that is missing, of another length, or with a value of another type."
         values = {}
         for name, kind in self.inputs.items():
-            if name not in columns:
-                raise InputError("the column is missing", "Send every column of the contract; a missing value is null, not a missing column.", column=name)
-            values[name] = column_values(columns[name], kind, name)
+            try:
+                column = columns[name]
+            except KeyError:
+                raise InputError("the column is missing", "Send every column of the contract; a missing value is null, not a missing column.", column=name) from None
+            values[name] = column_values(column, kind, name)
         if len({len(column) for column in values.values()}) > 1:
             raise InputError(f"the columns have {', '.join(f'{name}: {len(column)}' for name, column in values.items())} rows", "Send columns of equal length.")
         return values

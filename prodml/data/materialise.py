@@ -29,7 +29,7 @@ from ..bundle.bundle import verified
 from ..bundle.online import Encoded, OnlineTable, RowFormat, open_store
 from ..core.config import read_params
 from ..core.errors import InputError
-from ..core.files import artifact, project_root
+from ..core.files import project_root, read_json
 from .clean import apply_repairs
 from .features import between, feature_module
 from .ingest import require_columns
@@ -206,6 +206,7 @@ def current_tables(
 ) -> dict[str, ir.Table]:
     "The cleaned tables as they are now; InputError if one was neither cleaned by the pipeline nor delivered by a feed."
     feeds, tables, raw = declared_feeds({"feeds": {}, **data}, root), {}, set()
+    types = root / "artifacts" / "ingest" / "types.json" # a feed keeps as text what conf/data does not declare
     for name in data["tables"]:
         files = feed_files(feeds[name], first, last) if name in feeds else []
         cleaned = root / "artifacts" / "clean" / f"{name}.parquet"
@@ -214,11 +215,16 @@ def current_tables(
         tables[name] = connection.read_parquet([str(file) for file in files or [cleaned]], table_name=name)
         if files:
             raw.add(name)
+            found = read_json(types).get(name, {}) if types.exists() else {}
+            tables[name] = tables[name].cast({column: _TYPES[kind] for column, kind in found.items() if column in tables[name].columns})
             tables[name] = tables[name].mutate(source_row=ibis.row_number().over(order_by=list(feeds[name].keys)) + 1)
     rules = [rule for rule in data["rules"] if rule["table"] in raw and rule["severity"] == "error"]
     kept = split_rejected(rules, tables, count_breaks(rules, tables))[0] if rules else tables
     repairs = [rule for rule in data["repairs"] if rule["table"] in raw]
     return {name: state.result() for name, state in apply_repairs(kept, repairs).items()}
+
+
+_TYPES = {"int": "int64", "float": "float64", "time": "timestamp(6)", "text": "string"}
 
 
 @contextmanager
