@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import ibis
 import ibis.expr.types as ir
 import numpy as np
@@ -267,10 +268,13 @@ def refresh(
     "One round: what `materialise` reports, and the seconds that it took."
     start, days = time.perf_counter(), getattr(feature_module(data["features"]["module"]), "LOOKBACK_DAYS", 0)
     first = now - datetime.timedelta(hours=horizon.behind_hours, days=days)
-    with engine() as connection:
-        tables = current_tables(connection, root, data, first, now + datetime.timedelta(hours=horizon.ahead_hours))
-        coming = _schedule(connection, schedule, data) if schedule else None
-        report = materialise(tables, coming, now, bundles, url, data, horizon)
+    try:
+        with engine() as connection:
+            tables = current_tables(connection, root, data, first, now + datetime.timedelta(hours=horizon.ahead_hours))
+            coming = _schedule(connection, schedule, data) if schedule else None
+            report = materialise(tables, coming, now, bundles, url, data, horizon)
+    except duckdb.Error as error: # such as a schedule with a word where a number belongs
+        raise InputError(f"the engine refused the tables or the schedule: {str(error).splitlines()[0]}", "Mend the file that the message is about.", file=schedule) from error
     return report | {"seconds": round(time.perf_counter() - start, 3)}
 
 
