@@ -19,7 +19,7 @@ from test_future import with_another_future
 
 from prodml.bundle.bundle import open_bundle, write_manifest
 from prodml.bundle.contract import RowChecker, row_contract
-from prodml.bundle.encode import input_names
+from prodml.bundle.encode import encode, input_names
 from prodml.bundle.online import OnlineTable, RowFormat, open_store
 from prodml.bundle.rowwise import Steps
 from prodml.core.config import compose
@@ -320,3 +320,21 @@ def test_redis_holds_the_same_rows(frames, documents, bundle, replayed, tmp_path
         server.wait()
     _, _, degraded = source(request, minutes(ROUNDS[0]) * MINUTE_US)
     assert degraded == [list(source.groups)] and source.table.problem, "a server that is gone is a table without rows"
+
+
+def test_a_table_without_history_is_served_by_its_steps_alone(root, tmp_path):
+    """Tumours: nothing is looked up, and every row gets the pipeline's own numbers."""
+    data = compose(["data=breast_cancer"])["data"]
+    main = data["main"]
+    ingest(root / data["folder"], data["tables"], tmp_path / "raw", data["null_values"], main, 1.0)
+    clean(tmp_path / "raw", tmp_path / "clean", data["repairs"])
+    make_features(tmp_path / "clean", tmp_path / "features", main, data["target"], data["features"], data["split"])
+    encoding, types = read_json(tmp_path / "features" / "encoding.json"), read_json(tmp_path / "raw" / "types.json")[main]
+    row = row_contract(main, types, data["rules"], data["target"]["column"], data["request"])
+    document = serving_document(read_tables(tmp_path / "clean"), data, encoding, row["types"])
+    offline, raw = pq.read_table(tmp_path / "features" / "test.parquet"), pq.read_table(tmp_path / "clean" / f"{main}.parquet")
+    places = {key: place for place, key in enumerate(raw["source_row"].to_pylist())}
+    numbers, codes, degraded = FeatureSource(document, encoding)(raw.take([places[key] for key in offline["key"].to_pylist()]))
+    expected = encode(offline, encoding)
+    assert document["online"] is None and degraded == [[]] * len(offline)
+    assert numbers.tobytes() == expected[0].tobytes() and codes.tobytes() == expected[1].tobytes()
