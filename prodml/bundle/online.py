@@ -249,6 +249,16 @@ class OnlineTable:
             found = [row or cache.get(key) for key, row in zip(keys, found)]
         return found
 
+    def one(
+        self,
+        key: bytes, # of `RowFormat.keys`
+    ) -> Row | None:
+        "The row of a single key, which is the usual question."
+        if time.monotonic() >= self._check_at:
+            self._check()
+        row = self._cache.get(key)
+        return self.get([key])[0] if row is None else row
+
     def _check(self) -> None:
         "Forget all rows if the version has changed."
         self._check_at = time.monotonic() + self._check_s

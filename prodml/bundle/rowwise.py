@@ -63,14 +63,15 @@ def column_values(
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"a value is not of the type {kind}", "Send rows that keep to the contract of the bundle.", column=name) from None
 
-# %% ../../nbs/0_bundle/05_rowwise.ipynb #cc3fbe2d
-def _strict(operation: Callable) -> Callable:
-    "The operation on columns, missing where an operand is."
-    def on_one(column: list) -> list:
-        return [None if value is None else operation(value) for value in column]
-    def on_two(left: list, right: list) -> list:
-        return [None if one is None or other is None else operation(one, other) for one, other in zip(left, right)]
-    return lambda *columns: on_one(*columns) if len(columns) == 1 else on_two(*columns)
+# %% ../../nbs/0_bundle/05_rowwise.ipynb #0b4a3b80
+def _of_one(operation: Callable) -> Callable:
+    "The operation on a column, missing where the operand is."
+    return lambda column: [None if value is None else operation(value) for value in column]
+
+
+def _of_two(operation: Callable) -> Callable:
+    "The operation on two columns, missing where an operand is."
+    return lambda left, right: [None if one is None or other is None else operation(one, other) for one, other in zip(left, right)]
 
 
 def _and(left: list, right: list) -> list:
@@ -109,17 +110,17 @@ def _remainder(left: float, right: float) -> float | None:
 
 _DAY = 86_400_000_000
 OPERATIONS: dict[str, tuple[int | None, Callable[..., list]]] = { # name -> how many operands (None is any number), and what it does
-    "add": (2, _strict(lambda one, other: one + other)), "subtract": (2, _strict(lambda one, other: one - other)), "multiply": (2, _strict(lambda one, other: one * other)),
-    "divide": (2, _strict(_divided)), "floor_divide": (2, _strict(lambda one, other: math.floor(one / other) if other else None)), "remainder": (2, _strict(_remainder)),
-    "negate": (1, _strict(lambda value: -value)), "least": (None, _extreme(min)), "greatest": (None, _extreme(max)),
-    "equal": (2, _strict(lambda one, other: one == other)), "not_equal": (2, _strict(lambda one, other: one != other)),
-    "less": (2, _strict(lambda one, other: one < other)), "less_equal": (2, _strict(lambda one, other: one <= other)),
-    "greater": (2, _strict(lambda one, other: one > other)), "greater_equal": (2, _strict(lambda one, other: one >= other)),
-    "and": (2, _and), "or": (2, _or), "not": (1, _strict(lambda value: not value)), "is_missing": (1, lambda column: [value is None for value in column]),
+    "add": (2, _of_two(lambda one, other: one + other)), "subtract": (2, _of_two(lambda one, other: one - other)), "multiply": (2, _of_two(lambda one, other: one * other)),
+    "divide": (2, _of_two(_divided)), "floor_divide": (2, _of_two(lambda one, other: math.floor(one / other) if other else None)), "remainder": (2, _of_two(_remainder)),
+    "negate": (1, _of_one(lambda value: -value)), "least": (None, _extreme(min)), "greatest": (None, _extreme(max)),
+    "equal": (2, _of_two(lambda one, other: one == other)), "not_equal": (2, _of_two(lambda one, other: one != other)),
+    "less": (2, _of_two(lambda one, other: one < other)), "less_equal": (2, _of_two(lambda one, other: one <= other)),
+    "greater": (2, _of_two(lambda one, other: one > other)), "greater_equal": (2, _of_two(lambda one, other: one >= other)),
+    "and": (2, _and), "or": (2, _or), "not": (1, _of_one(lambda value: not value)), "is_missing": (1, lambda column: [value is None for value in column]),
     "if": (3, _choose), "first_known": (None, _first),
-    "whole": (1, _strict(lambda value: value if isinstance(value, int) and not isinstance(value, bool) else round(value))), "real": (1, _strict(float)), "text": (1, _strict(str)),
-    "epoch_seconds": (1, _strict(lambda moment: moment / 1_000_000)), "day_start": (1, _strict(lambda moment: moment // _DAY * _DAY)),
-    "hour": (1, _strict(lambda moment: moment % _DAY // 3_600_000_000)), "weekday": (1, _strict(lambda moment: (moment // _DAY + 3) % 7)), # 0 is Monday
+    "whole": (1, _of_one(lambda value: value if isinstance(value, int) and not isinstance(value, bool) else round(value))), "real": (1, _of_one(float)), "text": (1, _of_one(str)),
+    "epoch_seconds": (1, _of_one(lambda moment: moment / 1_000_000)), "day_start": (1, _of_one(lambda moment: moment // _DAY * _DAY)),
+    "hour": (1, _of_one(lambda moment: moment % _DAY // 3_600_000_000)), "weekday": (1, _of_one(lambda moment: (moment // _DAY + 3) % 7)), # 0 is Monday
 }
 
 # %% ../../nbs/0_bundle/05_rowwise.ipynb #04292b7b
@@ -161,7 +162,7 @@ class Steps:
             self._steps.append(self._opened(step, of, tables, records))
         if not all(type(place) is int and 0 <= place < len(self._steps) for place in self.outputs.values()):
             raise _bad("an output refers to no step")
-        self._needed = self._wanted(self.outputs.values())
+        self._needed = [(place, *self._steps[place]) for place in self._wanted(self.outputs.values())]
 
     def _opened(self, step: Mapping[str, Any], of: tuple[int, ...], tables: Mapping[str, Any], records: dict) -> tuple[Callable[..., list] | None, tuple[int, ...], Any]:
         "What to call, on which results, and the input's name or the constant."
@@ -169,7 +170,7 @@ class Steps:
         if name == "input" and step["name"] in self.inputs and not of:
             return None, (), step["name"]
         if name == "value" and not of and (step["value"] is None or isinstance(step["value"], (bool, int, float, str))):
-            return None, (), (step["value"],)
+            return None, (), [step["value"]]
         if name == "lookup" and step["table"] in tables and len(of) == len(tables[step["table"]]["key"]):
             at = (step["table"], step["column"])
             records.setdefault(at, _records(tables[step["table"]], step["column"]))
@@ -198,9 +199,11 @@ class Steps:
         "The inputs as plain values; InputError on a column that is missing, of another length, or with a value of another type."
         values = {}
         for name, kind in self.inputs.items():
-            if name not in columns:
-                raise InputError("the column is missing", "Send every column of the contract; a missing value is null, not a missing column.", column=name)
-            values[name] = column_values(columns[name], kind, name)
+            try:
+                column = columns[name]
+            except KeyError:
+                raise InputError("the column is missing", "Send every column of the contract; a missing value is null, not a missing column.", column=name) from None
+            values[name] = column_values(column, kind, name)
         if len({len(column) for column in values.values()}) > 1:
             raise InputError(f"the columns have {', '.join(f'{name}: {len(column)}' for name, column in values.items())} rows", "Send columns of equal length.")
         return values
@@ -212,7 +215,6 @@ class Steps:
         "The features by name, [N] each, None where missing."
         rows = len(next(iter(values.values()))) if values else 0
         done: dict[int, list] = {}
-        for place in self._needed:
-            run, of, given = self._steps[place]
-            done[place] = run(*[done[source] for source in of]) if run else values[given] if type(given) is str else list(given) * rows
+        for place, run, of, given in self._needed:
+            done[place] = run(*[done[source] for source in of]) if run else values[given] if type(given) is str else given * rows
         return {name: done[place] for name, place in self.outputs.items()}

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import ibis
 import ibis.expr.types as ir
 import numpy as np
@@ -29,7 +30,7 @@ from ..bundle.bundle import verified
 from ..bundle.online import Encoded, OnlineTable, RowFormat, open_store
 from ..core.config import read_params
 from ..core.errors import InputError
-from ..core.files import artifact, project_root
+from ..core.files import project_root, read_json
 from .clean import apply_repairs
 from .features import between, feature_module
 from .ingest import require_columns
@@ -206,6 +207,7 @@ def current_tables(
 ) -> dict[str, ir.Table]:
     "The cleaned tables as they are now; InputError if one was neither cleaned by the pipeline nor delivered by a feed."
     feeds, tables, raw = declared_feeds({"feeds": {}, **data}, root), {}, set()
+    types = root / "artifacts" / "ingest" / "types.json" # a feed keeps as text what conf/data does not declare
     for name in data["tables"]:
         files = feed_files(feeds[name], first, last) if name in feeds else []
         cleaned = root / "artifacts" / "clean" / f"{name}.parquet"
@@ -214,11 +216,16 @@ def current_tables(
         tables[name] = connection.read_parquet([str(file) for file in files or [cleaned]], table_name=name)
         if files:
             raw.add(name)
+            found = read_json(types).get(name, {}) if types.exists() else {}
+            tables[name] = tables[name].cast({column: _TYPES[kind] for column, kind in found.items() if column in tables[name].columns})
             tables[name] = tables[name].mutate(source_row=ibis.row_number().over(order_by=list(feeds[name].keys)) + 1)
     rules = [rule for rule in data["rules"] if rule["table"] in raw and rule["severity"] == "error"]
     kept = split_rejected(rules, tables, count_breaks(rules, tables))[0] if rules else tables
     repairs = [rule for rule in data["repairs"] if rule["table"] in raw]
     return {name: state.result() for name, state in apply_repairs(kept, repairs).items()}
+
+
+_TYPES = {"int": "int64", "float": "float64", "time": "timestamp(6)", "text": "string"}
 
 
 @contextmanager
@@ -261,10 +268,13 @@ def refresh(
     "One round: what `materialise` reports, and the seconds that it took."
     start, days = time.perf_counter(), getattr(feature_module(data["features"]["module"]), "LOOKBACK_DAYS", 0)
     first = now - datetime.timedelta(hours=horizon.behind_hours, days=days)
-    with engine() as connection:
-        tables = current_tables(connection, root, data, first, now + datetime.timedelta(hours=horizon.ahead_hours))
-        coming = _schedule(connection, schedule, data) if schedule else None
-        report = materialise(tables, coming, now, bundles, url, data, horizon)
+    try:
+        with engine() as connection:
+            tables = current_tables(connection, root, data, first, now + datetime.timedelta(hours=horizon.ahead_hours))
+            coming = _schedule(connection, schedule, data) if schedule else None
+            report = materialise(tables, coming, now, bundles, url, data, horizon)
+    except duckdb.Error as error: # such as a schedule with a word where a number belongs
+        raise InputError(f"the engine refused the tables or the schedule: {str(error).splitlines()[0]}", "Mend the file that the message is about.", file=schedule) from error
     return report | {"seconds": round(time.perf_counter() - start, 3)}
 
 
