@@ -8,7 +8,7 @@ __all__ = ['PLAN', 'LOSSES', 'LATENCY_EDGES_S', 'SCHEMA', 'ACTIVE', 'ACTIONS', '
            'Behaviour', 'observed', 'simulate', 'gross_failure', 'Control', 'Rollout', 'rollout_arguments',
            'read_settings', 'run_rollout']
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #4f5f85c5
+# %% ../../nbs/4_serve/11_rollout.ipynb #462349c6
 import argparse
 import getpass
 import hashlib
@@ -31,7 +31,7 @@ from ..core.errors import InputError
 from .registry import Registry, split_reference
 from ..stats.sequential import BettingTest, OddsTest, ShiftTest, dealt, no_worse, split_of_events
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #6db3f70b
+# %% ../../nbs/4_serve/11_rollout.ipynb #7f85c9ce
 @dataclass(frozen=True)
 class Step:
     "One step of the plan; seconds are those that workers were up and looking."
@@ -113,7 +113,7 @@ def rollout_settings(
     except TypeError as error:
         raise InputError(f"[rollout]: {error}", "Give each setting in its form; a step has weight, shadow, min_ and max_observations, min_ and max_seconds.") from None
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #0fbdb5f3
+# %% ../../nbs/4_serve/11_rollout.ipynb #221cf7ef
 class Decision(NamedTuple):
     "Which version answers, and which one, if any, answers unseen."
     version: str
@@ -149,7 +149,7 @@ def routed(
         return route.challenger
     return route.champion
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #d07181d5
+# %% ../../nbs/4_serve/11_rollout.ipynb #832dcff3
 LATENCY_EDGES_S = np.geomspace(1e-4, 60.0, 128)
 _PROBABILITY_BINS = 20
 _MOST_LOSSES = 20_000  # that wait for the other side's
@@ -221,7 +221,7 @@ def loss_of(
     happened = probability if label else 1 - probability
     return float(min(-np.log(max(happened, 1e-12)), _LOG_LOSS_CLIP) / _LOG_LOSS_CLIP)
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #fb196b41
+# %% ../../nbs/4_serve/11_rollout.ipynb #dc61be28
 _FOR_THRESHOLD, _SLOW_SHARE = 200, 0.05
 _LABELS_IN_BATCH = 10
 
@@ -342,7 +342,7 @@ class Guard:
                 test.restore(state[kind][name])
         return self
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #4d55c082
+# %% ../../nbs/4_serve/11_rollout.ipynb #a92a181e
 @dataclass
 class Progress:
     "Where a rollout is."
@@ -400,7 +400,7 @@ def _lacking(step: Step, progress: Progress) -> str:
         return f"{fewest:,} of {step.min_observations:,} answers of each side"
     return f"{progress.step_seconds:,.0f} of {step.min_seconds:,.0f} s" if progress.step_seconds < step.min_seconds else ""
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #280bf780
+# %% ../../nbs/4_serve/11_rollout.ipynb #80207d5c
 @dataclass(frozen=True)
 class Behaviour:
     "How a simulated version behaves, for `simulate`."
@@ -451,7 +451,7 @@ def simulate(
             progress = Progress(progress.step + 1, seconds=progress.seconds, last_us=progress.last_us)
     return verdict, answered, guard
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #ad31340f
+# %% ../../nbs/4_serve/11_rollout.ipynb #e8e43f46
 _BREAKER_CHANCE = 1e-9
 
 
@@ -468,9 +468,9 @@ def gross_failure(
     least, shares = split_of_events(trials, baseline_trials, errors + baseline_errors)
     return bool(shares[errors - least :].sum() <= _BREAKER_CHANCE)
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #162e0b55
+# %% ../../nbs/4_serve/11_rollout.ipynb #2569d4f3
 SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS rollouts (id BIGINT PRIMARY KEY, model TEXT NOT NULL, control TEXT NOT NULL, evidence TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS rollouts (id BIGINT PRIMARY KEY, model TEXT NOT NULL, settings TEXT NOT NULL, looked_us BIGINT NOT NULL, control TEXT NOT NULL, evidence TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS observations (rollout BIGINT NOT NULL, step BIGINT NOT NULL, worker TEXT NOT NULL, body TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS looks (rollout BIGINT NOT NULL, seq BIGINT NOT NULL, at_us BIGINT NOT NULL, step BIGINT NOT NULL, action TEXT NOT NULL, reason TEXT NOT NULL, report TEXT NOT NULL, PRIMARY KEY (rollout, seq))",
 )
@@ -509,7 +509,7 @@ class Rollout:
         self._window: deque = deque(maxlen=max(1, round(self.settings.breaker_seconds / self.settings.poll_seconds)))
         self._unsent: dict[str, Tally] = {}
         self._prepared: set[str] = set()
-        self._routing, self._control, self._seen_event = routing(""), None, -1
+        self._routing, self._control, self._plan, self._seen_event = routing(""), None, self.settings, -1
         self._contact, self._stop, self._thread = time.monotonic(), threading.Event(), None
         registry.store.prepare(SCHEMA)
 
@@ -599,14 +599,15 @@ class Rollout:
         if last == self._seen_event:
             return
         control, champion = self._active(), self.registry.roles(self.model).get("champion", "")
-        step = self.settings.steps[min(control.step, len(self.settings.steps) - 1)] if control else Step(shadow=True)
+        plan = self._settings_of(control.id) if control else self.settings
+        step = plan.steps[control.step] if control else Step(shadow=True)
         for version in (champion, control.challenger if control else ""):
             if version and version not in self._prepared and not self._load(version, control):
                 return
         if (control and control.id) != (self._control and self._control.id):
             self._unsent.clear()
             self._window.clear()
-        self._control, self._seen_event = control, last
+        self._control, self._plan, self._seen_event = control, plan, last
         self._routing = routing(champion, control.challenger, step.weight, step.shadow, bytes.fromhex(control.salt)) if control else routing(champion)
 
     def _load(self, version: str, control: Control | None) -> bool:
@@ -622,6 +623,10 @@ class Rollout:
             self._finish("rollback", self.worker, f"{version} cannot be loaded: {type(error).__name__}: {error}")
             return False
 
+    def _settings_of(self, rollout: int) -> RolloutSettings:
+        "The rules that the rollout was started with, whatever a worker's own file says by now."
+        return rollout_settings(json.loads(self.registry.store.rows("SELECT settings FROM rollouts WHERE id = ?", rollout)[0][0]))
+
     def _active(self) -> Control | None:
         "The rollout that is under way."
         found = self.registry.store.rows("SELECT control FROM rollouts WHERE model = ? ORDER BY id DESC LIMIT 1", self.model)
@@ -633,7 +638,7 @@ class Rollout:
         if self._control is None:
             return
         counts = [sum(tallies[version].trials if kind == "trials" else tallies[version].errors for tallies in self._window if version in tallies) for version in (self._control.challenger, self._control.champion) for kind in ("trials", "errors")]
-        if gross_failure(self.settings, *counts):
+        if gross_failure(self._plan, *counts):
             self._routing = routing(self._control.champion)
             self._finish("rollback", self.worker, f"breaker: {counts[1]} of {counts[0]} answers failed within {self.settings.breaker_seconds:g} s, of the champion's {counts[3]} of {counts[2]}")
             self._follow()
@@ -655,28 +660,33 @@ class Rollout:
         now_us: int | None = None, # the clock, in µs since 1970; None asks it
     ) -> Verdict | None:
         "Judge what all workers wrote, if a look is due: the verdict, which is carried out already, or None."
-        if self._control is None:
-            return None
         now_us = now_us or time.time_ns() // 1000
+        if self._control is None or not self._due(self._control.id, now_us):
+            return None
         with self.registry.store.transaction() as execute:
             control = self._active()
             if control is None or control.id != self._control.id:
                 return None
-            progress, guard = self._evidence(control.id)
-            if 0 <= now_us - progress.last_us < 1e6 * self.settings.look_seconds:
+            if not self._due(control.id, now_us):  # another worker was first
                 return None
+            progress, guard = self._evidence(control.id)
             came = self._take(execute, control, progress, guard)
-            progress.pass_time(now_us, 10 * self.settings.look_seconds)
-            verdict = decide(self.settings, progress, guard, control.status == "paused")
+            progress.pass_time(now_us, 10 * self._plan.look_seconds)
+            verdict = decide(self._plan, progress, guard, control.status == "paused")
             self._keep(execute, control, progress, guard, verdict, came, now_us)
         if verdict.action != "hold":
             self._follow()
         return verdict
 
+    def _due(self, rollout: int, now_us: int) -> bool:
+        "Whether the last look is long enough ago, or lies in the future because the clock was set back."
+        last = self.registry.store.rows("SELECT looked_us FROM rollouts WHERE id = ?", rollout)[0][0]
+        return not 0 <= now_us - last < 1e6 * self._plan.look_seconds
+
     def _evidence(self, rollout: int) -> tuple[Progress, Guard]:
         "What is known so far."
         found = self.registry.store.rows("SELECT evidence FROM rollouts WHERE id = ?", rollout)
-        evidence, guard = json.loads(found[0][0]), Guard(self.settings, rollout)
+        evidence, guard = json.loads(found[0][0]), Guard(self._settings_of(rollout), rollout)
         return Progress(**evidence.get("progress", {})), guard.restore(evidence["guard"]) if "guard" in evidence else guard
 
     def _take(self, execute: Any, control: Control, progress: Progress, guard: Guard) -> bool:
@@ -702,8 +712,8 @@ class Rollout:
         if verdict.action == "advance":
             control.step += 1
             progress.step, progress.trials, progress.baseline_trials, progress.step_seconds = control.step, 0, 0, 0.0
-            self.registry.append(execute, self.model, f"step {control.step}", control.challenger, "prodml", verdict.reason, **asdict(self.settings.steps[control.step]))
-        execute("UPDATE rollouts SET control = ?, evidence = ? WHERE id = ?", json.dumps(asdict(control)), json.dumps({"progress": asdict(progress), "guard": guard.state()}), control.id)
+            self.registry.append(execute, self.model, f"step {control.step}", control.challenger, "prodml", verdict.reason, **asdict(self._plan.steps[control.step]))
+        execute("UPDATE rollouts SET looked_us = ?, control = ?, evidence = ? WHERE id = ?", now_us, json.dumps(asdict(control)), json.dumps({"progress": asdict(progress), "guard": guard.state()}), control.id)
         if verdict.action in ("promote", "rollback"):
             self._end(execute, control, verdict.action, "prodml", verdict.reason)
 
@@ -742,7 +752,7 @@ class Rollout:
                 raise InputError(f"{self.model}@{version} is the champion", "Start another version.")
             number = execute("SELECT COALESCE(MAX(id), 0) + 1 FROM rollouts").fetchone()[0]
             control = Control(number, champion, version, secrets.token_hex(16))
-            execute("INSERT INTO rollouts VALUES (?, ?, ?, ?)", number, self.model, json.dumps(asdict(control)), "{}")
+            execute("INSERT INTO rollouts VALUES (?, ?, ?, ?, ?, ?)", number, self.model, json.dumps(asdict(self.settings)), 0, json.dumps(asdict(control)), "{}")
             self.registry.append(execute, self.model, "start", version, who, why, rollout=number, against=champion)
             self.registry.assign(self.model, "challenger", version, who, why, execute)
 
@@ -808,8 +818,9 @@ class Rollout:
             return about
         control = Control(**json.loads(found[0][0]))
         progress, guard = self._evidence(control.id)
-        step = self.settings.steps[min(control.step, len(self.settings.steps) - 1)]
-        active = {"step": control.step, "steps": len(self.settings.steps), "weight": step.weight, "shadow": step.shadow, "step_seconds": progress.step_seconds, "observations": progress.trials, "baseline_observations": progress.baseline_trials}
+        steps = self._settings_of(control.id).steps
+        step = steps[control.step]
+        active = {"step": control.step, "steps": len(steps), "weight": step.weight, "shadow": step.shadow, "step_seconds": progress.step_seconds, "observations": progress.trials, "baseline_observations": progress.baseline_trials}
         return about | {"challenger": control.challenger, "status": control.status, "reason": control.reason, **active, "seconds": progress.seconds, "unproven": guard.unproven, "tests": guard.report()}
 
     def looks(
@@ -820,7 +831,7 @@ class Rollout:
         rows = self.registry.store.rows("SELECT seq, at_us, step, action, reason, report FROM looks WHERE rollout = (SELECT MAX(id) FROM rollouts WHERE model = ?) ORDER BY seq DESC LIMIT ?", self.model, most)
         return [dict(zip(("seq", "at_us", "step", "action", "reason"), row)) | {"report": json.loads(row[5])} for row in reversed(rows)]
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #5451f693
+# %% ../../nbs/4_serve/11_rollout.ipynb #e3214268
 ACTIONS = ("register", "start", "status", "pause", "resume", "promote", "rollback", "history")
 
 
@@ -857,11 +868,12 @@ def _lines(status: Mapping[str, Any]) -> Iterable[str]:
     if status["status"] == "none":
         return
     step = "shadow" if status["shadow"] else f"{status['weight']:.0%} of the keys"
-    yield f"challenger {status['challenger']}: {status['status'].replace('_', ' ')}, step {status['step'] + 1} of {status['steps']} ({step}), {status['reason'] or 'no look yet'}"
+    yield f"challenger {status['challenger']}: {status['status'].replace('_', ' ')}, step {status['step'] + 1} of {status['steps']} ({step}), {status['reason'] or 'not looked at yet'}"
     yield f"this step: {status['observations']:,} answers, the champion's {status['baseline_observations']:,}, {status['step_seconds']:,.0f} s; in all {status['seconds']:,.0f} s"
     for name in ("errors", "latency"):
         test = status["tests"][name]
-        yield f"{name:8} {test['events']:,} of {test['trials']:,} against {test['baseline_events']:,} of {test['baseline_trials']:,}; harm from {test['boundary']:,}; {'not proven yet' if name in status['unproven'] else 'within the margin by proof'}"
+        seen = f"{test['events']:,} of {test['trials']:,} against {test['baseline_events']:,} of {test['baseline_trials']:,}; harm from {test['boundary']:,}; {'not proven yet' if name in status['unproven'] else 'within the margin by proof'}"
+        yield f"{name:8} {seen if test['trials'] else 'nothing seen yet'}"
     for name in ("shift", "loss"):
         test = status["tests"][name]
         yield f"{name:8} " + (f"{test['difference']:+.4f} over {test['pairs']:,} pairs; e-value {test['e_value']:.3g}, harm from {test['needed']:g}" if test["pairs"] else "nothing seen yet")
