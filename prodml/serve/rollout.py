@@ -8,7 +8,7 @@ __all__ = ['PLAN', 'LOSSES', 'LATENCY_EDGES_S', 'SCHEMA', 'ACTIVE', 'ACTIONS', '
            'Behaviour', 'observed', 'simulate', 'gross_failure', 'Control', 'Rollout', 'rollout_arguments',
            'read_settings', 'run_rollout']
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #462349c6
+# %% ../../nbs/4_serve/11_rollout.ipynb #323d278f
 import argparse
 import getpass
 import hashlib
@@ -31,7 +31,7 @@ from ..core.errors import InputError
 from .registry import Registry, split_reference
 from ..stats.sequential import BettingTest, OddsTest, ShiftTest, dealt, no_worse, split_of_events
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #7f85c9ce
+# %% ../../nbs/4_serve/11_rollout.ipynb #0415f9f1
 @dataclass(frozen=True)
 class Step:
     "One step of the plan; seconds are those that workers were up and looking."
@@ -113,7 +113,7 @@ def rollout_settings(
     except TypeError as error:
         raise InputError(f"[rollout]: {error}", "Give each setting in its form; a step has weight, shadow, min_ and max_observations, min_ and max_seconds.") from None
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #221cf7ef
+# %% ../../nbs/4_serve/11_rollout.ipynb #643a30b1
 class Decision(NamedTuple):
     "Which version answers, and which one, if any, answers unseen."
     version: str
@@ -149,7 +149,7 @@ def routed(
         return route.challenger
     return route.champion
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #832dcff3
+# %% ../../nbs/4_serve/11_rollout.ipynb #38a2c66e
 LATENCY_EDGES_S = np.geomspace(1e-4, 60.0, 128)
 _PROBABILITY_BINS = 20
 _MOST_LOSSES = 20_000  # that wait for the other side's
@@ -221,7 +221,7 @@ def loss_of(
     happened = probability if label else 1 - probability
     return float(min(-np.log(max(happened, 1e-12)), _LOG_LOSS_CLIP) / _LOG_LOSS_CLIP)
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #dc61be28
+# %% ../../nbs/4_serve/11_rollout.ipynb #0122bd46
 _FOR_THRESHOLD, _SLOW_SHARE = 200, 0.05
 _LABELS_IN_BATCH = 10
 
@@ -342,7 +342,7 @@ class Guard:
                 test.restore(state[kind][name])
         return self
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #a92a181e
+# %% ../../nbs/4_serve/11_rollout.ipynb #b3425519
 @dataclass
 class Progress:
     "Where a rollout is."
@@ -400,14 +400,14 @@ def _lacking(step: Step, progress: Progress) -> str:
         return f"{fewest:,} of {step.min_observations:,} answers of each side"
     return f"{progress.step_seconds:,.0f} of {step.min_seconds:,.0f} s" if progress.step_seconds < step.min_seconds else ""
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #80207d5c
+# %% ../../nbs/4_serve/11_rollout.ipynb #dd4c7d4f
 @dataclass(frozen=True)
 class Behaviour:
     "How a simulated version behaves, for `simulate`."
     errors: float = 0.02  # share of answers that fail
     median_s: float = 0.002  # latency; log-normal, with a spread of 0.5
     predicted: tuple[float, float] = (1.2, 3.5)  # probabilities are drawn from this beta distribution
-    spoilt: float = 0.0  # how far off they are, up or down; the labels follow the undisturbed ones
+    confused: float = 0.0  # share of the probabilities that belong to another row: they are spread as before, and say nothing
 
 
 def observed(
@@ -418,7 +418,7 @@ def observed(
 ) -> Tally:
     "The tally of some answers."
     truth = draw.beta(*behaviour.predicted, trials)
-    given = np.clip(truth + behaviour.spoilt * draw.choice([-1, 1], trials), 0, 1)
+    given = np.where(draw.random(trials) < behaviour.confused, draw.beta(*behaviour.predicted, trials), truth)
     tally = Tally()
     tally.add(list(zip((draw.random(trials) >= behaviour.errors).tolist(), draw.lognormal(np.log(behaviour.median_s), 0.5, trials).tolist(), given.tolist())))
     if labelled:
@@ -451,7 +451,7 @@ def simulate(
             progress = Progress(progress.step + 1, seconds=progress.seconds, last_us=progress.last_us)
     return verdict, answered, guard
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #e8e43f46
+# %% ../../nbs/4_serve/11_rollout.ipynb #8d63a814
 _BREAKER_CHANCE = 1e-9
 
 
@@ -468,7 +468,7 @@ def gross_failure(
     least, shares = split_of_events(trials, baseline_trials, errors + baseline_errors)
     return bool(shares[errors - least :].sum() <= _BREAKER_CHANCE)
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #2569d4f3
+# %% ../../nbs/4_serve/11_rollout.ipynb #9223d99d
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS rollouts (id BIGINT PRIMARY KEY, model TEXT NOT NULL, settings TEXT NOT NULL, looked_us BIGINT NOT NULL, control TEXT NOT NULL, evidence TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS observations (rollout BIGINT NOT NULL, step BIGINT NOT NULL, worker TEXT NOT NULL, body TEXT NOT NULL)",
@@ -831,7 +831,7 @@ class Rollout:
         rows = self.registry.store.rows("SELECT seq, at_us, step, action, reason, report FROM looks WHERE rollout = (SELECT MAX(id) FROM rollouts WHERE model = ?) ORDER BY seq DESC LIMIT ?", self.model, most)
         return [dict(zip(("seq", "at_us", "step", "action", "reason"), row)) | {"report": json.loads(row[5])} for row in reversed(rows)]
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #e3214268
+# %% ../../nbs/4_serve/11_rollout.ipynb #88499f1c
 ACTIONS = ("register", "start", "status", "pause", "resume", "promote", "rollback", "history")
 
 
