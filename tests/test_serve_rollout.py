@@ -31,6 +31,7 @@ made_up (float[N, 2] numbers, int64[N, 1] codes) => (float[N] probability) {
     probability = Sigmoid(flat)
 }"""
 PLAN = RolloutSettings(steps=(Step(shadow=True, min_seconds=0), Step(0.1, min_seconds=0, min_observations=100), Step(0.5, min_seconds=0)))
+SALT = "00" * 16  # so that the tests repeat
 FAST = replace(PLAN, poll_seconds=0.02, look_seconds=0.05)
 POSTGRESQL = os.environ.get("PRODML_TEST_POSTGRESQL")
 
@@ -118,7 +119,7 @@ def test_errors_that_the_rate_of_both_explains_are_no_harm():
 
 def test_nothing_seen_is_neither_success_nor_failure(registry):
     rollout = Rollout(registry, "flights", PLAN)
-    rollout.start("v1.0.1", "Ada", "Try.")
+    rollout.start("v1.0.1", "Ada", "Try.", SALT)
     for second in range(100, 200):
         turn(rollout, second)
     assert rollout.status()["status"] == "running" and rollout.status()["step"] == 0
@@ -132,7 +133,7 @@ def test_nothing_seen_is_neither_success_nor_failure(registry):
 def test_what_is_unproven_is_held_and_at_the_deadline_given_back(registry):
     settings = replace(PLAN, steps=(Step(0.5, min_seconds=0, min_observations=1, max_observations=200),), error_margin=0.0001, deadline_seconds=40)
     rollout, draw = Rollout(registry, "flights", settings), np.random.default_rng(0)
-    rollout.start("v1.0.1", "Ada", "Try.")
+    rollout.start("v1.0.1", "Ada", "Try.", SALT)
     reasons = []
     for second in range(100, 160):
         answers(rollout, 40, draw)
@@ -145,7 +146,7 @@ def test_what_is_unproven_is_held_and_at_the_deadline_given_back(registry):
 def test_a_clock_that_is_set_back_neither_stops_the_looks_nor_counts(registry):
     settings = replace(PLAN, steps=(Step(shadow=True, min_seconds=30, min_observations=10), Step(0.5, min_seconds=0)))
     rollout, draw = Rollout(registry, "flights", settings), np.random.default_rng(0)
-    rollout.start("v1.0.1", "Ada", "Try.")
+    rollout.start("v1.0.1", "Ada", "Try.", SALT)
     seconds = [1000 + number for number in range(20)] + [400 + number for number in range(9)] + [10**7]
     for second in seconds:
         answers(rollout, 20, draw)
@@ -161,7 +162,7 @@ def test_a_clock_that_is_set_back_neither_stops_the_looks_nor_counts(registry):
 
 def test_a_key_meets_the_same_model_in_every_worker_and_stays_with_the_challenger(registry):
     workers = [Rollout(registry if number == 0 else again(registry), "flights", PLAN) for number in range(2)]
-    workers[0].start("v1.0.1", "Ada", "Try.")
+    workers[0].start("v1.0.1", "Ada", "Try.", SALT)
     keys, met = [f"customer {number}" for number in range(2000)], []
     for step in range(3):
         for worker in workers:
@@ -179,7 +180,7 @@ def test_a_key_meets_the_same_model_in_every_worker_and_stays_with_the_challenge
 
 def test_a_pause_holds_the_step_but_not_the_guard(registry):
     rollout, draw = Rollout(registry, "flights", PLAN), np.random.default_rng(0)
-    rollout.start("v1.0.1", "Ada", "Try.")
+    rollout.start("v1.0.1", "Ada", "Try.", SALT)
     rollout.pause("Ada", "Lunch.")
     for second in range(100, 110):
         answers(rollout, 200, draw)
@@ -192,7 +193,7 @@ def test_a_pause_holds_the_step_but_not_the_guard(registry):
 
 
 def test_a_rollout_keeps_the_rules_that_it_was_started_with(registry):
-    Rollout(registry, "flights", PLAN).start("v1.0.1", "Ada", "Try.")
+    Rollout(registry, "flights", PLAN).start("v1.0.1", "Ada", "Try.", SALT)
     other = Rollout(again(registry), "flights", replace(PLAN, steps=(Step(0.3),)))
     other._follow()
     assert other._plan == PLAN and other.route("any") == Decision("v1.0.0", "v1.0.1")
@@ -200,7 +201,7 @@ def test_a_rollout_keeps_the_rules_that_it_was_started_with(registry):
 
 def test_without_the_database_the_champion_serves_alone(registry):
     rollout = Rollout(registry, "flights", replace(FAST, contact_seconds=0.05))
-    rollout.start("v1.0.1", "Ada", "Try.")
+    rollout.start("v1.0.1", "Ada", "Try.", SALT)
     rollout.beat()
     assert rollout.route("any").shadow == "v1.0.1"
     registry.store.close()
@@ -216,6 +217,33 @@ def test_without_the_database_the_champion_serves_alone(registry):
         path.rename(path.with_name(path.name.removeprefix("away")))
     rollout.beat()
     assert rollout.route("any").shadow == "v1.0.1", "it goes on when it can ask again"
+
+
+def test_the_breaker_holds_while_the_database_is_away(registry):
+    rollout = Rollout(registry, "flights", FAST)
+    rollout.start("v1.0.1", "Ada", "Try.", SALT)
+    rollout.beat()
+    other = again(registry)
+    with other.store.transaction():
+        for number in range(60):
+            rollout.record("v1.0.1", False, 0.001, None)
+            rollout.record("v1.0.0", True, 0.001, 0.2)
+        rollout.beat()  # waits for the database, and gives it up
+        assert rollout.route("any") == Decision("v1.0.0") and rollout._active() is not None
+        rollout._window.clear()
+    rollout.beat()
+    assert rollout._active() is None and "breaker: 60 of 60" in rollout.status()["reason"] and rollout.versions == {"v1.0.0"}
+
+
+def test_labels_of_predictions_from_before_are_left_out(registry):
+    rollout = Rollout(registry, "flights", PLAN)
+    rollout.start("v1.0.1", "Ada", "Try.", SALT)
+    rollout._follow()
+    started = rollout._control.started_us
+    for at_us in (started - 1, started, started + 1, None):
+        rollout.label("v1.0.0", 0.2, 0, at_us)
+    rollout._gather()
+    assert rollout._unsent["v1.0.0"].losses == [0.04] * 3 and rollout.versions == {"v1.0.0", "v1.0.1"}
 
 
 def test_a_queue_that_nobody_empties_is_bounded(registry):
@@ -251,7 +279,7 @@ draw, last = np.random.default_rng(seed), None
 while True:
     decision = rollout.route(f"customer {draw.integers(10**9)}")
     for version in filter(None, decision):
-        rollout.record(version, draw.random() >= (failing if version == "v1.0.1" else 0.02), draw.lognormal(-6, 0.5), 0.3)
+        rollout.record(version, draw.random() >= (failing if version == "v1.0.1" else 0.0), 0.001, 0.3)
     among = {rollout.route(f"customer {number}").version for number in range(20)} | {decision.shadow} - {None}
     if among != last:
         print(" ".join(sorted(among)), flush=True)
@@ -260,7 +288,7 @@ while True:
 """
 
 
-def worker(registry: Registry, tmp_path: Path, seed: int, failing: float = 0.02) -> subprocess.Popen:
+def worker(registry: Registry, tmp_path: Path, seed: int, failing: float = 0.0) -> subprocess.Popen:
     command = [sys.executable, "-c", WORKER, str(registry.folder), str(tmp_path / "key.pub"), str(seed), str(failing)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT) + os.pathsep + os.environ.get("PYTHONPATH", "")})
 
@@ -283,7 +311,7 @@ def ended(*processes: subprocess.Popen) -> None:
 def test_a_rollback_by_hand_reaches_every_process(registry, tmp_path):
     settings = RolloutSettings(steps=(Step(0.5, min_seconds=0, max_observations=10**9),), error_margin=0.00001)
     control = Rollout(registry, "flights", settings)
-    control.start("v1.0.1", "Ada", "Try.")
+    control.start("v1.0.1", "Ada", "Try.", SALT)
     processes = [worker(registry, tmp_path, seed) for seed in range(2)]
     try:
         assert [process.stdout.readline() for process in processes] == ["v1.0.0 v1.0.1\n"] * 2
@@ -298,10 +326,10 @@ def test_a_rollback_by_hand_reaches_every_process(registry, tmp_path):
 def test_workers_that_are_killed_leave_a_rollout_that_others_finish(registry, tmp_path):
     settings = RolloutSettings(steps=(Step(shadow=True, min_seconds=0, min_observations=50), Step(0.5, min_seconds=0, max_observations=10**9)), poll_seconds=0.02, look_seconds=0.05, error_margin=0.00001)
     control = Rollout(registry, "flights", settings)
-    control.start("v1.0.1", "Ada", "Try.")
+    control.start("v1.0.1", "Ada", "Try.", SALT)
     salt = control._active().salt
     seen = 0
-    for number in range(4):
+    for number in range(3):
         processes = [worker(registry, tmp_path, 2 * number + place) for place in range(2)]
         until(lambda: control.status()["tests"]["errors"]["trials"] > seen)
         time.sleep(0.05 * number)
@@ -323,8 +351,7 @@ def test_workers_that_are_killed_leave_a_rollout_that_others_finish(registry, tm
 
 def test_several_workers_count_each_answer_once(registry):
     workers = [Rollout(registry if number == 0 else again(registry), "flights", replace(FAST, look_seconds=0.001, error_margin=0.00001), f"worker {number}") for number in range(3)]
-    workers[0].start("v1.0.1", "Ada", "Try.")
-    draw = np.random.default_rng(0)
+    workers[0].start("v1.0.1", "Ada", "Try.", SALT)
     for rollout in workers:
         rollout.open()
     until(lambda: all(rollout._control for rollout in workers))
@@ -332,7 +359,7 @@ def test_several_workers_count_each_answer_once(registry):
     for number in range(3000):
         rollout = workers[number % 3]
         for version in filter(None, rollout.route(f"customer {number}")):
-            rollout.record(version, True, draw.lognormal(-6, 0.5), 0.3)
+            rollout.record(version, True, 0.001, 0.3)
             recorded[version] += 1
         if number % 200 == 0:
             time.sleep(0.02)
@@ -357,10 +384,10 @@ def test_the_same_in_postgresql(tmp_path):
     for failing, role in ((0.02, "v1.0.1"), (None, None)):
         if failing is None:
             assert workers[0].rollback("Grace", "Complaints.") == "v1.0.0"
-            workers[0].start("v1.0.1", "Ada", "Once more.")
+            workers[0].start("v1.0.1", "Ada", "Once more.", SALT)
             failing, role = 0.3, "v1.0.0"
         else:
-            workers[0].start("v1.0.1", "Ada", "Try.")
+            workers[0].start("v1.0.1", "Ada", "Try.", SALT)
         for second in range(100, 200):
             for number, rollout in enumerate(workers):
                 answers(rollout, 200, draw, failing)
@@ -384,7 +411,10 @@ def test_a_guard_that_is_put_away_is_the_same_when_taken_up():
     draw, guard = np.random.default_rng(0), Guard(PLAN, 7)
     for _ in range(8):
         guard.take(observed(Behaviour(), 40, draw, True), observed(Behaviour(), 300, draw, True))
+    draws = [np.random.default_rng(1), np.random.default_rng(1)]
     copy = Guard(PLAN).restore(json.loads(json.dumps(guard.state())))
-    guard.take(Tally(), observed(Behaviour(), 10, np.random.default_rng(1)))
-    copy.take(Tally(), observed(Behaviour(), 10, np.random.default_rng(1)))
+    for each, own in zip((guard, copy), draws):
+        each.take(Tally(), observed(Behaviour(), 10, own))
+        for _ in range(5):
+            each.take(observed(Behaviour(predicted=(2.0, 3.0)), 40, own, True), observed(Behaviour(), 300, own, True))
     assert copy.state() == guard.state()

@@ -8,7 +8,7 @@ __all__ = ['PLAN', 'LOSSES', 'LATENCY_EDGES_S', 'SCHEMA', 'ACTIVE', 'ACTIONS', '
            'Behaviour', 'observed', 'simulate', 'gross_failure', 'Control', 'Rollout', 'rollout_arguments',
            'read_settings', 'run_rollout']
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #323d278f
+# %% ../../nbs/4_serve/11_rollout.ipynb #284d5916
 import argparse
 import getpass
 import hashlib
@@ -31,7 +31,7 @@ from ..core.errors import InputError
 from .registry import Registry, split_reference
 from ..stats.sequential import BettingTest, OddsTest, ShiftTest, dealt, no_worse, split_of_events
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #0415f9f1
+# %% ../../nbs/4_serve/11_rollout.ipynb #3a8740ff
 @dataclass(frozen=True)
 class Step:
     "One step of the plan; seconds are those that workers were up and looking."
@@ -113,7 +113,7 @@ def rollout_settings(
     except TypeError as error:
         raise InputError(f"[rollout]: {error}", "Give each setting in its form; a step has weight, shadow, min_ and max_observations, min_ and max_seconds.") from None
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #643a30b1
+# %% ../../nbs/4_serve/11_rollout.ipynb #ede12446
 class Decision(NamedTuple):
     "Which version answers, and which one, if any, answers unseen."
     version: str
@@ -149,7 +149,7 @@ def routed(
         return route.challenger
     return route.champion
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #38a2c66e
+# %% ../../nbs/4_serve/11_rollout.ipynb #b2dd60bf
 LATENCY_EDGES_S = np.geomspace(1e-4, 60.0, 128)
 _PROBABILITY_BINS = 20
 _MOST_LOSSES = 20_000  # that wait for the other side's
@@ -221,7 +221,7 @@ def loss_of(
     happened = probability if label else 1 - probability
     return float(min(-np.log(max(happened, 1e-12)), _LOG_LOSS_CLIP) / _LOG_LOSS_CLIP)
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #0122bd46
+# %% ../../nbs/4_serve/11_rollout.ipynb #ae7fa53a
 _FOR_THRESHOLD, _SLOW_SHARE = 200, 0.05
 _LABELS_IN_BATCH = 10
 
@@ -342,7 +342,7 @@ class Guard:
                 test.restore(state[kind][name])
         return self
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #b3425519
+# %% ../../nbs/4_serve/11_rollout.ipynb #c4a3e538
 @dataclass
 class Progress:
     "Where a rollout is."
@@ -400,7 +400,7 @@ def _lacking(step: Step, progress: Progress) -> str:
         return f"{fewest:,} of {step.min_observations:,} answers of each side"
     return f"{progress.step_seconds:,.0f} of {step.min_seconds:,.0f} s" if progress.step_seconds < step.min_seconds else ""
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #dd4c7d4f
+# %% ../../nbs/4_serve/11_rollout.ipynb #8e0dd4a4
 @dataclass(frozen=True)
 class Behaviour:
     "How a simulated version behaves, for `simulate`."
@@ -451,7 +451,7 @@ def simulate(
             progress = Progress(progress.step + 1, seconds=progress.seconds, last_us=progress.last_us)
     return verdict, answered, guard
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #8d63a814
+# %% ../../nbs/4_serve/11_rollout.ipynb #612d864b
 _BREAKER_CHANCE = 1e-9
 
 
@@ -468,7 +468,7 @@ def gross_failure(
     least, shares = split_of_events(trials, baseline_trials, errors + baseline_errors)
     return bool(shares[errors - least :].sum() <= _BREAKER_CHANCE)
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #9223d99d
+# %% ../../nbs/4_serve/11_rollout.ipynb #6f877ffc
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS rollouts (id BIGINT PRIMARY KEY, model TEXT NOT NULL, settings TEXT NOT NULL, looked_us BIGINT NOT NULL, control TEXT NOT NULL, evidence TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS observations (rollout BIGINT NOT NULL, step BIGINT NOT NULL, worker TEXT NOT NULL, body TEXT NOT NULL)",
@@ -486,6 +486,7 @@ class Control:
     champion: str
     challenger: str
     salt: str  # hexadecimal
+    started_us: int  # when, µs since 1970
     status: str = "running"  # paused, promoted, rolled_back
     step: int = 0
     reason: str = ""  # of the last change
@@ -510,7 +511,7 @@ class Rollout:
         self._unsent: dict[str, Tally] = {}
         self._prepared: set[str] = set()
         self._routing, self._control, self._plan, self._seen_event = routing(""), None, self.settings, -1
-        self._contact, self._stop, self._thread = time.monotonic(), threading.Event(), None
+        self._contact, self._stop, self._thread, self._broken = time.monotonic(), threading.Event(), None, ""
         registry.store.prepare(SCHEMA)
 
     # In requests: no lock, no disk.
@@ -537,9 +538,16 @@ class Rollout:
         version: str, # that predicted
         probability: float, # what it predicted
         label: int, # 0 or 1, what happened
+        at_us: int | None = None, # when it predicted, µs since 1970; None counts it in any case
     ) -> None:
-        "Count a label that came."
-        self._labels.append((version, probability, label))
+        "Count a label that came; one of a prediction from before the rollout says nothing of the two in the same time, and is left out."
+        self._labels.append((version, probability, label, at_us))
+
+    @property
+    def versions(self) -> set[str]:
+        "The versions that are answering now, seen or unseen; others may be unloaded once their requests have ended."
+        _, limit, challenger, champion = self._routing
+        return {champion.version} | ({challenger.version} if limit else set()) | ({champion.shadow} if champion.shadow else set())
 
     # In the background.
 
@@ -567,8 +575,8 @@ class Rollout:
         "What the thread does each time; it outlives a database that is away."
         try:
             self._gather()
-            self._follow()
             self._break()
+            self._follow()
             self._write()
             self.look()
             self._contact = time.monotonic()
@@ -587,7 +595,9 @@ class Rollout:
         for version, given in answers.items():
             new[version].add(given)
         for _ in range(len(self._labels)):
-            version, probability, label = self._labels.popleft()
+            version, probability, label, at_us = self._labels.popleft()
+            if at_us is not None and self._control is not None and at_us < self._control.started_us:
+                continue
             new.setdefault(version, Tally()).losses.append(round(loss_of(probability, label, self.settings.loss), 6))
         self._window.append(new)
         for version, tally in new.items():
@@ -639,8 +649,11 @@ class Rollout:
             return
         counts = [sum(tallies[version].trials if kind == "trials" else tallies[version].errors for tallies in self._window if version in tallies) for version in (self._control.challenger, self._control.champion) for kind in ("trials", "errors")]
         if gross_failure(self._plan, *counts):
+            self._broken = f"breaker: {counts[1]} of {counts[0]} answers failed within {self.settings.breaker_seconds:g} s, of the champion's {counts[3]} of {counts[2]}"
+        if self._broken:  # it stays so until it is written down, however long the database is away
             self._routing = routing(self._control.champion)
-            self._finish("rollback", self.worker, f"breaker: {counts[1]} of {counts[0]} answers failed within {self.settings.breaker_seconds:g} s, of the champion's {counts[3]} of {counts[2]}")
+            self._finish("rollback", self.worker, self._broken)
+            self._broken = ""
             self._follow()
 
     def _write(self) -> None:
@@ -740,6 +753,7 @@ class Rollout:
         version: str, # the challenger
         who: str, # who starts it
         why: str, # for what reason
+        salt: str | None = None, # hexadecimal, of the hash of keys; None draws one, which nobody can guess
     ) -> None:
         "Start a rollout; InputError when one is under way, there is no champion, or the version is unknown or the champion itself."
         with self.registry.store.transaction() as execute:
@@ -751,7 +765,7 @@ class Rollout:
             if self.registry.folder_of(self.model, version) == self.registry.folder_of(self.model, champion):
                 raise InputError(f"{self.model}@{version} is the champion", "Start another version.")
             number = execute("SELECT COALESCE(MAX(id), 0) + 1 FROM rollouts").fetchone()[0]
-            control = Control(number, champion, version, secrets.token_hex(16))
+            control = Control(number, champion, version, salt or secrets.token_hex(16), time.time_ns() // 1000)
             execute("INSERT INTO rollouts VALUES (?, ?, ?, ?, ?, ?)", number, self.model, json.dumps(asdict(self.settings)), 0, json.dumps(asdict(control)), "{}")
             self.registry.append(execute, self.model, "start", version, who, why, rollout=number, against=champion)
             self.registry.assign(self.model, "challenger", version, who, why, execute)
@@ -831,7 +845,7 @@ class Rollout:
         rows = self.registry.store.rows("SELECT seq, at_us, step, action, reason, report FROM looks WHERE rollout = (SELECT MAX(id) FROM rollouts WHERE model = ?) ORDER BY seq DESC LIMIT ?", self.model, most)
         return [dict(zip(("seq", "at_us", "step", "action", "reason"), row)) | {"report": json.loads(row[5])} for row in reversed(rows)]
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #88499f1c
+# %% ../../nbs/4_serve/11_rollout.ipynb #30b243c1
 ACTIONS = ("register", "start", "status", "pause", "resume", "promote", "rollback", "history")
 
 
