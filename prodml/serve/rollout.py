@@ -8,7 +8,7 @@ __all__ = ['PLAN', 'LOSSES', 'LATENCY_EDGES_S', 'SCHEMA', 'ACTIVE', 'ACTIONS', '
            'Behaviour', 'observed', 'simulate', 'gross_failure', 'Control', 'Rollout', 'rollout_arguments',
            'read_settings', 'run_rollout']
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #284d5916
+# %% ../../nbs/4_serve/11_rollout.ipynb #eb3c4ce4
 import argparse
 import getpass
 import hashlib
@@ -31,7 +31,7 @@ from ..core.errors import InputError
 from .registry import Registry, split_reference
 from ..stats.sequential import BettingTest, OddsTest, ShiftTest, dealt, no_worse, split_of_events
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #3a8740ff
+# %% ../../nbs/4_serve/11_rollout.ipynb #d664ba6d
 @dataclass(frozen=True)
 class Step:
     "One step of the plan; seconds are those that workers were up and looking."
@@ -113,7 +113,7 @@ def rollout_settings(
     except TypeError as error:
         raise InputError(f"[rollout]: {error}", "Give each setting in its form; a step has weight, shadow, min_ and max_observations, min_ and max_seconds.") from None
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #ede12446
+# %% ../../nbs/4_serve/11_rollout.ipynb #86725df4
 class Decision(NamedTuple):
     "Which version answers, and which one, if any, answers unseen."
     version: str
@@ -149,7 +149,7 @@ def routed(
         return route.challenger
     return route.champion
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #b2dd60bf
+# %% ../../nbs/4_serve/11_rollout.ipynb #6356eab6
 LATENCY_EDGES_S = np.geomspace(1e-4, 60.0, 128)
 _PROBABILITY_BINS = 20
 _MOST_LOSSES = 20_000  # that wait for the other side's
@@ -170,12 +170,19 @@ class Tally:
         answers: list[tuple[bool, float, float | None]], # whether it succeeded, seconds, probability
     ) -> None:
         "Count some answers."
-        self.trials += len(answers)
         good = [answer for answer in answers if answer[0]]
-        self.errors += len(answers) - len(good)
-        self.latency += np.bincount(np.searchsorted(LATENCY_EDGES_S, [answer[1] for answer in good], side="left"), minlength=len(self.latency))
-        given = np.array([answer[2] for answer in good if answer[2] is not None], np.float64)
-        given = np.clip(np.nan_to_num(given, nan=0.0), 0, 1)
+        self.count(len(answers), np.array([answer[1] for answer in good]), np.array([answer[2] for answer in good if answer[2] is not None], np.float64))
+
+    def count(
+        self,
+        trials: int, # how many answers
+        seconds: np.ndarray, # of those that succeeded
+        probabilities: np.ndarray, # of those that have one; what is no number counts as 0
+    ) -> None:
+        "Count some answers, given as columns."
+        self.trials, self.errors = self.trials + trials, self.errors + trials - len(seconds)
+        self.latency += np.bincount(np.searchsorted(LATENCY_EDGES_S, seconds, side="left"), minlength=len(self.latency))
+        given = np.where(probabilities > 0, np.minimum(probabilities, 1), 0.0)
         self.probability += np.bincount(np.minimum((given * _PROBABILITY_BINS).astype(np.int64), _PROBABILITY_BINS - 1), minlength=_PROBABILITY_BINS)
 
     def merge(
@@ -221,7 +228,7 @@ def loss_of(
     happened = probability if label else 1 - probability
     return float(min(-np.log(max(happened, 1e-12)), _LOG_LOSS_CLIP) / _LOG_LOSS_CLIP)
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #ae7fa53a
+# %% ../../nbs/4_serve/11_rollout.ipynb #d0fb4728
 _FOR_THRESHOLD, _SLOW_SHARE = 200, 0.05
 _LABELS_IN_BATCH = 10
 
@@ -342,7 +349,7 @@ class Guard:
                 test.restore(state[kind][name])
         return self
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #c4a3e538
+# %% ../../nbs/4_serve/11_rollout.ipynb #bdfad902
 @dataclass
 class Progress:
     "Where a rollout is."
@@ -400,7 +407,7 @@ def _lacking(step: Step, progress: Progress) -> str:
         return f"{fewest:,} of {step.min_observations:,} answers of each side"
     return f"{progress.step_seconds:,.0f} of {step.min_seconds:,.0f} s" if progress.step_seconds < step.min_seconds else ""
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #8e0dd4a4
+# %% ../../nbs/4_serve/11_rollout.ipynb #776b4d56
 @dataclass(frozen=True)
 class Behaviour:
     "How a simulated version behaves, for `simulate`."
@@ -420,7 +427,8 @@ def observed(
     truth = draw.beta(*behaviour.predicted, trials)
     given = np.where(draw.random(trials) < behaviour.confused, draw.beta(*behaviour.predicted, trials), truth)
     tally = Tally()
-    tally.add(list(zip((draw.random(trials) >= behaviour.errors).tolist(), draw.lognormal(np.log(behaviour.median_s), 0.5, trials).tolist(), given.tolist())))
+    good = draw.random(trials) >= behaviour.errors
+    tally.count(trials, draw.lognormal(np.log(behaviour.median_s), 0.5, trials)[good], given[good])
     if labelled:
         tally.losses = ((given - (draw.random(trials) < truth)) ** 2).round(6).tolist()
     return tally
@@ -451,7 +459,7 @@ def simulate(
             progress = Progress(progress.step + 1, seconds=progress.seconds, last_us=progress.last_us)
     return verdict, answered, guard
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #612d864b
+# %% ../../nbs/4_serve/11_rollout.ipynb #233e48f0
 _BREAKER_CHANCE = 1e-9
 
 
@@ -468,7 +476,7 @@ def gross_failure(
     least, shares = split_of_events(trials, baseline_trials, errors + baseline_errors)
     return bool(shares[errors - least :].sum() <= _BREAKER_CHANCE)
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #6f877ffc
+# %% ../../nbs/4_serve/11_rollout.ipynb #383e8976
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS rollouts (id BIGINT PRIMARY KEY, model TEXT NOT NULL, settings TEXT NOT NULL, looked_us BIGINT NOT NULL, control TEXT NOT NULL, evidence TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS observations (rollout BIGINT NOT NULL, step BIGINT NOT NULL, worker TEXT NOT NULL, body TEXT NOT NULL)",
@@ -845,7 +853,7 @@ class Rollout:
         rows = self.registry.store.rows("SELECT seq, at_us, step, action, reason, report FROM looks WHERE rollout = (SELECT MAX(id) FROM rollouts WHERE model = ?) ORDER BY seq DESC LIMIT ?", self.model, most)
         return [dict(zip(("seq", "at_us", "step", "action", "reason"), row)) | {"report": json.loads(row[5])} for row in reversed(rows)]
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #30b243c1
+# %% ../../nbs/4_serve/11_rollout.ipynb #e2e0b11c
 ACTIONS = ("register", "start", "status", "pause", "resume", "promote", "rollback", "history")
 
 
