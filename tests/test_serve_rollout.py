@@ -127,7 +127,7 @@ def test_nothing_seen_is_neither_success_nor_failure(registry):
     for _ in range(500):
         rollout.record("v1.0.0", True, 0.001, 0.2)
     turn(rollout, 201)
-    assert "the challenger has not answered" in rollout.status()["reason"] and rollout.status()["step"] == 0
+    assert "nothing was seen of the challenger, which" in rollout.status()["reason"] and rollout.status()["step"] == 0
 
 
 def test_what_is_unproven_is_held_and_at_the_deadline_given_back(registry):

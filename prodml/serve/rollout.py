@@ -8,7 +8,7 @@ __all__ = ['PLAN', 'LOSSES', 'LATENCY_EDGES_S', 'SCHEMA', 'ACTIVE', 'ACTIONS', '
            'Behaviour', 'observed', 'simulate', 'gross_failure', 'Control', 'Rollout', 'rollout_arguments',
            'read_settings', 'run_rollout']
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #eb3c4ce4
+# %% ../../nbs/4_serve/11_rollout.ipynb #bc3369b6
 import argparse
 import getpass
 import hashlib
@@ -31,7 +31,7 @@ from ..core.errors import InputError
 from .registry import Registry, split_reference
 from ..stats.sequential import BettingTest, OddsTest, ShiftTest, dealt, no_worse, split_of_events
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #d664ba6d
+# %% ../../nbs/4_serve/11_rollout.ipynb #6efadfda
 @dataclass(frozen=True)
 class Step:
     "One step of the plan; seconds are those that workers were up and looking."
@@ -113,7 +113,7 @@ def rollout_settings(
     except TypeError as error:
         raise InputError(f"[rollout]: {error}", "Give each setting in its form; a step has weight, shadow, min_ and max_observations, min_ and max_seconds.") from None
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #86725df4
+# %% ../../nbs/4_serve/11_rollout.ipynb #9b97126b
 class Decision(NamedTuple):
     "Which version answers, and which one, if any, answers unseen."
     version: str
@@ -149,7 +149,7 @@ def routed(
         return route.challenger
     return route.champion
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #6356eab6
+# %% ../../nbs/4_serve/11_rollout.ipynb #d242460d
 LATENCY_EDGES_S = np.geomspace(1e-4, 60.0, 128)
 _PROBABILITY_BINS = 20
 _MOST_LOSSES = 20_000  # that wait for the other side's
@@ -228,7 +228,7 @@ def loss_of(
     happened = probability if label else 1 - probability
     return float(min(-np.log(max(happened, 1e-12)), _LOG_LOSS_CLIP) / _LOG_LOSS_CLIP)
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #d0fb4728
+# %% ../../nbs/4_serve/11_rollout.ipynb #e62b2ba9
 _FOR_THRESHOLD, _SLOW_SHARE = 200, 0.05
 _LABELS_IN_BATCH = 10
 
@@ -349,7 +349,7 @@ class Guard:
                 test.restore(state[kind][name])
         return self
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #bdfad902
+# %% ../../nbs/4_serve/11_rollout.ipynb #a4561b40
 @dataclass
 class Progress:
     "Where a rollout is."
@@ -399,15 +399,15 @@ def decide(
 
 def _lacking(step: Step, progress: Progress) -> str:
     "What this step still has to see."
+    silent = [who for who, trials in (("challenger", progress.trials), ("champion", progress.baseline_trials)) if not trials]
+    if silent:
+        return f"in this step nothing was seen of the {' and the '.join(silent)}, which is neither success nor failure"
     fewest = min(progress.trials, progress.baseline_trials)
-    if fewest == 0:
-        who = "nobody" if progress.trials == progress.baseline_trials else "the challenger" if progress.trials == 0 else "the champion"
-        return f"{who} has answered in this step, which is neither success nor failure" if who == "nobody" else f"{who} has not answered in this step, which is neither success nor failure"
     if fewest < step.min_observations:
         return f"{fewest:,} of {step.min_observations:,} answers of each side"
     return f"{progress.step_seconds:,.0f} of {step.min_seconds:,.0f} s" if progress.step_seconds < step.min_seconds else ""
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #776b4d56
+# %% ../../nbs/4_serve/11_rollout.ipynb #97d70138
 @dataclass(frozen=True)
 class Behaviour:
     "How a simulated version behaves, for `simulate`."
@@ -459,7 +459,7 @@ def simulate(
             progress = Progress(progress.step + 1, seconds=progress.seconds, last_us=progress.last_us)
     return verdict, answered, guard
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #233e48f0
+# %% ../../nbs/4_serve/11_rollout.ipynb #9cfc4916
 _BREAKER_CHANCE = 1e-9
 
 
@@ -476,7 +476,7 @@ def gross_failure(
     least, shares = split_of_events(trials, baseline_trials, errors + baseline_errors)
     return bool(shares[errors - least :].sum() <= _BREAKER_CHANCE)
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #383e8976
+# %% ../../nbs/4_serve/11_rollout.ipynb #d5f6356d
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS rollouts (id BIGINT PRIMARY KEY, model TEXT NOT NULL, settings TEXT NOT NULL, looked_us BIGINT NOT NULL, control TEXT NOT NULL, evidence TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS observations (rollout BIGINT NOT NULL, step BIGINT NOT NULL, worker TEXT NOT NULL, body TEXT NOT NULL)",
@@ -853,7 +853,7 @@ class Rollout:
         rows = self.registry.store.rows("SELECT seq, at_us, step, action, reason, report FROM looks WHERE rollout = (SELECT MAX(id) FROM rollouts WHERE model = ?) ORDER BY seq DESC LIMIT ?", self.model, most)
         return [dict(zip(("seq", "at_us", "step", "action", "reason"), row)) | {"report": json.loads(row[5])} for row in reversed(rows)]
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #e2e0b11c
+# %% ../../nbs/4_serve/11_rollout.ipynb #f335cc6a
 ACTIONS = ("register", "start", "status", "pause", "resume", "promote", "rollback", "history")
 
 
