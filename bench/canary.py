@@ -244,10 +244,10 @@ def drawn(path: Path, curve: dict[str, Any]) -> None:
     points = curve["points_beyond"]
     axis.loglog(points, curve["median"], "o-", label="half of the runs")
     axis.loglog(points, [value or np.nan for value in curve["nine_of_ten"]], "s--", label="nine of ten")
-    for x, y, text in ((1, 5000, "wanted: 5,000"), (8, 600, "wanted: 600")):
+    for x, y, text, side in ((1, 5000, "wanted: 5,000", "right"), (8, 600, "wanted: 600", "left")):
         axis.plot(x, y, "v", color="black", ms=6)
-        axis.annotate(text, (x, y), textcoords="offset points", xytext=(6, 6))
-    axis.set(xlabel="errors beyond the champion's 2%, in points", ylabel="requests a side\nuntil the rollback", xlim=(0.6, 16))
+        axis.annotate(text, (x, y), textcoords="offset points", xytext=(-7 if side == "right" else 7, 1), ha=side)
+    axis.set(xlabel="errors beyond the champion's 2%, in points", ylabel="requests a side\nuntil the rollback", xlim=(0.5, 16))
     axis.set_xticks(points, [f"{point:g}" for point in points])
     axis.minorticks_off()
     axis.legend(frameon=False, loc="lower left")
@@ -273,7 +273,7 @@ def main() -> None:
     if given.follow:
         return follow(*given.follow)
     found = {"rollback": rollback_seconds(30), "costs": costs(), "harmless": harmless(given.runs), "planted": planted(given.runs)}
-    found |= {"three_points_of_accuracy": wrong_decisions(max(given.runs // 4, 1)), "whole_plan": whole_plan(max(given.runs // 4, 1)), "delay": delay_curve(max(given.runs // 10, 1))}
+    found |= {"three_points_of_accuracy": wrong_decisions(max(given.runs // 4, 1)), "whole_plan": whole_plan(max(given.runs // 4, 1)), "delay": delay_curve(max(2 * given.runs // 5, 1))}
     judged = targets(found)
     write_json(RECORD, found | {"targets": [{"target": text, "met": met} for text, met in judged]})
     drawn(RECORD.with_suffix(".png"), found["delay"])
