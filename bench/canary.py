@@ -247,7 +247,7 @@ def drawn(path: Path, curve: dict[str, Any]) -> None:
     for x, y, text, side in ((1, 5000, "wanted: 5,000", "right"), (8, 600, "wanted: 600", "left")):
         axis.plot(x, y, "v", color="black", ms=6)
         axis.annotate(text, (x, y), textcoords="offset points", xytext=(-7 if side == "right" else 7, 1), ha=side)
-    axis.set(xlabel="errors beyond the champion's 2%, in points", ylabel="requests a side\nuntil the rollback", xlim=(0.5, 16))
+    axis.set(xlabel="errors beyond the champion's 2%, in points", ylabel="requests a side\nuntil the rollback", xlim=(0.35, 16))
     axis.set_xticks(points, [f"{point:g}" for point in points])
     axis.minorticks_off()
     axis.legend(frameon=False, loc="lower left")
