@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'ROLES', 'Store', 'Event', 'check_chain', 'version_parts', 'next_version', 'split_reference', 'Registry',
            'gto_tags', 'write_tags']
 
-# %% ../../nbs/4_serve/10_registry.ipynb #4caf48e9
+# %% ../../nbs/4_serve/10_registry.ipynb #69a889a0
 import hashlib
 import json
 import os
@@ -27,14 +27,14 @@ from ..bundle.bundle import MANIFEST, open_bundle, verified
 from ..bundle.sign import Paths, json_of
 from ..core.errors import InputError
 
-# %% ../../nbs/4_serve/10_registry.ipynb #f1a668ca
+# %% ../../nbs/4_serve/10_registry.ipynb #e9bd7f28
 _LOCK = 0x70726F64  # the number of PostgreSQL's advisory lock: "prod"
 
 
 def _sqlite(path: str) -> sqlite3.Connection:
     "A connection that several threads may use in turn, writing ahead, with every commit on the disk."
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=2, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     return connection
@@ -78,7 +78,9 @@ class Store:
             self._connection = _postgresql(self.url) if self.shared else _sqlite(self.url)
         try:
             return self._connection.execute(statement.replace("?", "%s") if self.shared else statement, values)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+                raise InputError("another process holds the registry", "Try again; if it stays so, look which process hangs.", file=self.url) from None
             if self.shared and self._connection.closed:
                 self._connection = None  # the next statement connects again
             raise
@@ -114,7 +116,7 @@ class Store:
                 self._connection.close()
                 self._connection = None
 
-# %% ../../nbs/4_serve/10_registry.ipynb #59dc9e7c
+# %% ../../nbs/4_serve/10_registry.ipynb #b6bfd13a
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS events (seq BIGINT PRIMARY KEY, at_us BIGINT NOT NULL, model TEXT NOT NULL, action TEXT NOT NULL, version TEXT NOT NULL, who TEXT NOT NULL, why TEXT NOT NULL, details TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL)",
 )
@@ -155,7 +157,7 @@ def check_chain(
             raise InputError(f"event {event.seq} ({event.action} {event.model}@{event.version}) is not as it was written, or one before it is missing", "Restore the registry from a backup, and find out who wrote to it.", row=place)
         previous, place = event.hash, place + 1
 
-# %% ../../nbs/4_serve/10_registry.ipynb #07d28e3a
+# %% ../../nbs/4_serve/10_registry.ipynb #ecae96e6
 _VERSION = re.compile(r"v(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
 _PARTS = ("major", "minor", "patch")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -194,7 +196,7 @@ def split_reference(
     version_parts(version)
     return name, version
 
-# %% ../../nbs/4_serve/10_registry.ipynb #cee68d5d
+# %% ../../nbs/4_serve/10_registry.ipynb #78c0b953
 def _now_us() -> int:
     return time.time_ns() // 1000
 
@@ -366,7 +368,7 @@ class Registry:
                     raise InputError("the manifest is another than was registered", "Restore the bundle from a backup.", file=place)
         return len(events)
 
-# %% ../../nbs/4_serve/10_registry.ipynb #c29dafd1
+# %% ../../nbs/4_serve/10_registry.ipynb #38e59045
 def gto_tags(
     events: list[Event], # of one model, in order
 ) -> list[tuple[str, str, str]]:

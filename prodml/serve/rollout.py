@@ -8,7 +8,7 @@ __all__ = ['PLAN', 'LOSSES', 'LATENCY_EDGES_S', 'SCHEMA', 'ACTIVE', 'ACTIONS', '
            'Behaviour', 'observed', 'simulate', 'gross_failure', 'Control', 'Rollout', 'rollout_arguments',
            'read_settings', 'run_rollout']
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #4f5f85c5
+# %% ../../nbs/4_serve/11_rollout.ipynb #bc3369b6
 import argparse
 import getpass
 import hashlib
@@ -31,7 +31,7 @@ from ..core.errors import InputError
 from .registry import Registry, split_reference
 from ..stats.sequential import BettingTest, OddsTest, ShiftTest, dealt, no_worse, split_of_events
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #6db3f70b
+# %% ../../nbs/4_serve/11_rollout.ipynb #6efadfda
 @dataclass(frozen=True)
 class Step:
     "One step of the plan; seconds are those that workers were up and looking."
@@ -113,7 +113,7 @@ def rollout_settings(
     except TypeError as error:
         raise InputError(f"[rollout]: {error}", "Give each setting in its form; a step has weight, shadow, min_ and max_observations, min_ and max_seconds.") from None
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #0fbdb5f3
+# %% ../../nbs/4_serve/11_rollout.ipynb #9b97126b
 class Decision(NamedTuple):
     "Which version answers, and which one, if any, answers unseen."
     version: str
@@ -149,7 +149,7 @@ def routed(
         return route.challenger
     return route.champion
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #d07181d5
+# %% ../../nbs/4_serve/11_rollout.ipynb #d242460d
 LATENCY_EDGES_S = np.geomspace(1e-4, 60.0, 128)
 _PROBABILITY_BINS = 20
 _MOST_LOSSES = 20_000  # that wait for the other side's
@@ -170,12 +170,19 @@ class Tally:
         answers: list[tuple[bool, float, float | None]], # whether it succeeded, seconds, probability
     ) -> None:
         "Count some answers."
-        self.trials += len(answers)
         good = [answer for answer in answers if answer[0]]
-        self.errors += len(answers) - len(good)
-        self.latency += np.bincount(np.searchsorted(LATENCY_EDGES_S, [answer[1] for answer in good], side="left"), minlength=len(self.latency))
-        given = np.array([answer[2] for answer in good if answer[2] is not None], np.float64)
-        given = np.clip(np.nan_to_num(given, nan=0.0), 0, 1)
+        self.count(len(answers), np.array([answer[1] for answer in good]), np.array([answer[2] for answer in good if answer[2] is not None], np.float64))
+
+    def count(
+        self,
+        trials: int, # how many answers
+        seconds: np.ndarray, # of those that succeeded
+        probabilities: np.ndarray, # of those that have one; what is no number counts as 0
+    ) -> None:
+        "Count some answers, given as columns."
+        self.trials, self.errors = self.trials + trials, self.errors + trials - len(seconds)
+        self.latency += np.bincount(np.searchsorted(LATENCY_EDGES_S, seconds, side="left"), minlength=len(self.latency))
+        given = np.where(probabilities > 0, np.minimum(probabilities, 1), 0.0)
         self.probability += np.bincount(np.minimum((given * _PROBABILITY_BINS).astype(np.int64), _PROBABILITY_BINS - 1), minlength=_PROBABILITY_BINS)
 
     def merge(
@@ -221,7 +228,7 @@ def loss_of(
     happened = probability if label else 1 - probability
     return float(min(-np.log(max(happened, 1e-12)), _LOG_LOSS_CLIP) / _LOG_LOSS_CLIP)
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #fb196b41
+# %% ../../nbs/4_serve/11_rollout.ipynb #e62b2ba9
 _FOR_THRESHOLD, _SLOW_SHARE = 200, 0.05
 _LABELS_IN_BATCH = 10
 
@@ -342,7 +349,7 @@ class Guard:
                 test.restore(state[kind][name])
         return self
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #4d55c082
+# %% ../../nbs/4_serve/11_rollout.ipynb #a4561b40
 @dataclass
 class Progress:
     "Where a rollout is."
@@ -392,22 +399,22 @@ def decide(
 
 def _lacking(step: Step, progress: Progress) -> str:
     "What this step still has to see."
+    silent = [who for who, trials in (("challenger", progress.trials), ("champion", progress.baseline_trials)) if not trials]
+    if silent:
+        return f"in this step nothing was seen of the {' and the '.join(silent)}, which is neither success nor failure"
     fewest = min(progress.trials, progress.baseline_trials)
-    if fewest == 0:
-        who = "nobody" if progress.trials == progress.baseline_trials else "the challenger" if progress.trials == 0 else "the champion"
-        return f"{who} has answered in this step, which is neither success nor failure" if who == "nobody" else f"{who} has not answered in this step, which is neither success nor failure"
     if fewest < step.min_observations:
         return f"{fewest:,} of {step.min_observations:,} answers of each side"
     return f"{progress.step_seconds:,.0f} of {step.min_seconds:,.0f} s" if progress.step_seconds < step.min_seconds else ""
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #280bf780
+# %% ../../nbs/4_serve/11_rollout.ipynb #97d70138
 @dataclass(frozen=True)
 class Behaviour:
     "How a simulated version behaves, for `simulate`."
     errors: float = 0.02  # share of answers that fail
     median_s: float = 0.002  # latency; log-normal, with a spread of 0.5
     predicted: tuple[float, float] = (1.2, 3.5)  # probabilities are drawn from this beta distribution
-    spoilt: float = 0.0  # how far off they are, up or down; the labels follow the undisturbed ones
+    confused: float = 0.0  # share of the probabilities that belong to another row: they are spread as before, and say nothing
 
 
 def observed(
@@ -418,9 +425,10 @@ def observed(
 ) -> Tally:
     "The tally of some answers."
     truth = draw.beta(*behaviour.predicted, trials)
-    given = np.clip(truth + behaviour.spoilt * draw.choice([-1, 1], trials), 0, 1)
+    given = np.where(draw.random(trials) < behaviour.confused, draw.beta(*behaviour.predicted, trials), truth)
     tally = Tally()
-    tally.add(list(zip((draw.random(trials) >= behaviour.errors).tolist(), draw.lognormal(np.log(behaviour.median_s), 0.5, trials).tolist(), given.tolist())))
+    good = draw.random(trials) >= behaviour.errors
+    tally.count(trials, draw.lognormal(np.log(behaviour.median_s), 0.5, trials)[good], given[good])
     if labelled:
         tally.losses = ((given - (draw.random(trials) < truth)) ** 2).round(6).tolist()
     return tally
@@ -451,7 +459,7 @@ def simulate(
             progress = Progress(progress.step + 1, seconds=progress.seconds, last_us=progress.last_us)
     return verdict, answered, guard
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #ad31340f
+# %% ../../nbs/4_serve/11_rollout.ipynb #9cfc4916
 _BREAKER_CHANCE = 1e-9
 
 
@@ -468,9 +476,9 @@ def gross_failure(
     least, shares = split_of_events(trials, baseline_trials, errors + baseline_errors)
     return bool(shares[errors - least :].sum() <= _BREAKER_CHANCE)
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #162e0b55
+# %% ../../nbs/4_serve/11_rollout.ipynb #d5f6356d
 SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS rollouts (id BIGINT PRIMARY KEY, model TEXT NOT NULL, control TEXT NOT NULL, evidence TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS rollouts (id BIGINT PRIMARY KEY, model TEXT NOT NULL, settings TEXT NOT NULL, looked_us BIGINT NOT NULL, control TEXT NOT NULL, evidence TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS observations (rollout BIGINT NOT NULL, step BIGINT NOT NULL, worker TEXT NOT NULL, body TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS looks (rollout BIGINT NOT NULL, seq BIGINT NOT NULL, at_us BIGINT NOT NULL, step BIGINT NOT NULL, action TEXT NOT NULL, reason TEXT NOT NULL, report TEXT NOT NULL, PRIMARY KEY (rollout, seq))",
 )
@@ -486,6 +494,7 @@ class Control:
     champion: str
     challenger: str
     salt: str  # hexadecimal
+    started_us: int  # when, µs since 1970
     status: str = "running"  # paused, promoted, rolled_back
     step: int = 0
     reason: str = ""  # of the last change
@@ -509,8 +518,8 @@ class Rollout:
         self._window: deque = deque(maxlen=max(1, round(self.settings.breaker_seconds / self.settings.poll_seconds)))
         self._unsent: dict[str, Tally] = {}
         self._prepared: set[str] = set()
-        self._routing, self._control, self._seen_event = routing(""), None, -1
-        self._contact, self._stop, self._thread = time.monotonic(), threading.Event(), None
+        self._routing, self._control, self._plan, self._seen_event = routing(""), None, self.settings, -1
+        self._contact, self._stop, self._thread, self._broken = time.monotonic(), threading.Event(), None, ""
         registry.store.prepare(SCHEMA)
 
     # In requests: no lock, no disk.
@@ -537,9 +546,16 @@ class Rollout:
         version: str, # that predicted
         probability: float, # what it predicted
         label: int, # 0 or 1, what happened
+        at_us: int | None = None, # when it predicted, µs since 1970; None counts it in any case
     ) -> None:
-        "Count a label that came."
-        self._labels.append((version, probability, label))
+        "Count a label that came; one of a prediction from before the rollout says nothing of the two in the same time, and is left out."
+        self._labels.append((version, probability, label, at_us))
+
+    @property
+    def versions(self) -> set[str]:
+        "The versions that are answering now, seen or unseen; others may be unloaded once their requests have ended."
+        _, limit, challenger, champion = self._routing
+        return {champion.version} | ({challenger.version} if limit else set()) | ({champion.shadow} if champion.shadow else set())
 
     # In the background.
 
@@ -567,8 +583,8 @@ class Rollout:
         "What the thread does each time; it outlives a database that is away."
         try:
             self._gather()
-            self._follow()
             self._break()
+            self._follow()
             self._write()
             self.look()
             self._contact = time.monotonic()
@@ -587,7 +603,9 @@ class Rollout:
         for version, given in answers.items():
             new[version].add(given)
         for _ in range(len(self._labels)):
-            version, probability, label = self._labels.popleft()
+            version, probability, label, at_us = self._labels.popleft()
+            if at_us is not None and self._control is not None and at_us < self._control.started_us:
+                continue
             new.setdefault(version, Tally()).losses.append(round(loss_of(probability, label, self.settings.loss), 6))
         self._window.append(new)
         for version, tally in new.items():
@@ -599,14 +617,15 @@ class Rollout:
         if last == self._seen_event:
             return
         control, champion = self._active(), self.registry.roles(self.model).get("champion", "")
-        step = self.settings.steps[min(control.step, len(self.settings.steps) - 1)] if control else Step(shadow=True)
+        plan = self._settings_of(control.id) if control else self.settings
+        step = plan.steps[control.step] if control else Step(shadow=True)
         for version in (champion, control.challenger if control else ""):
             if version and version not in self._prepared and not self._load(version, control):
                 return
         if (control and control.id) != (self._control and self._control.id):
             self._unsent.clear()
             self._window.clear()
-        self._control, self._seen_event = control, last
+        self._control, self._plan, self._seen_event = control, plan, last
         self._routing = routing(champion, control.challenger, step.weight, step.shadow, bytes.fromhex(control.salt)) if control else routing(champion)
 
     def _load(self, version: str, control: Control | None) -> bool:
@@ -622,6 +641,10 @@ class Rollout:
             self._finish("rollback", self.worker, f"{version} cannot be loaded: {type(error).__name__}: {error}")
             return False
 
+    def _settings_of(self, rollout: int) -> RolloutSettings:
+        "The rules that the rollout was started with, whatever a worker's own file says by now."
+        return rollout_settings(json.loads(self.registry.store.rows("SELECT settings FROM rollouts WHERE id = ?", rollout)[0][0]))
+
     def _active(self) -> Control | None:
         "The rollout that is under way."
         found = self.registry.store.rows("SELECT control FROM rollouts WHERE model = ? ORDER BY id DESC LIMIT 1", self.model)
@@ -633,9 +656,12 @@ class Rollout:
         if self._control is None:
             return
         counts = [sum(tallies[version].trials if kind == "trials" else tallies[version].errors for tallies in self._window if version in tallies) for version in (self._control.challenger, self._control.champion) for kind in ("trials", "errors")]
-        if gross_failure(self.settings, *counts):
+        if gross_failure(self._plan, *counts):
+            self._broken = f"breaker: {counts[1]} of {counts[0]} answers failed within {self.settings.breaker_seconds:g} s, of the champion's {counts[3]} of {counts[2]}"
+        if self._broken:  # it stays so until it is written down, however long the database is away
             self._routing = routing(self._control.champion)
-            self._finish("rollback", self.worker, f"breaker: {counts[1]} of {counts[0]} answers failed within {self.settings.breaker_seconds:g} s, of the champion's {counts[3]} of {counts[2]}")
+            self._finish("rollback", self.worker, self._broken)
+            self._broken = ""
             self._follow()
 
     def _write(self) -> None:
@@ -655,28 +681,33 @@ class Rollout:
         now_us: int | None = None, # the clock, in µs since 1970; None asks it
     ) -> Verdict | None:
         "Judge what all workers wrote, if a look is due: the verdict, which is carried out already, or None."
-        if self._control is None:
-            return None
         now_us = now_us or time.time_ns() // 1000
+        if self._control is None or not self._due(self._control.id, now_us):
+            return None
         with self.registry.store.transaction() as execute:
             control = self._active()
             if control is None or control.id != self._control.id:
                 return None
-            progress, guard = self._evidence(control.id)
-            if 0 <= now_us - progress.last_us < 1e6 * self.settings.look_seconds:
+            if not self._due(control.id, now_us):  # another worker was first
                 return None
+            progress, guard = self._evidence(control.id)
             came = self._take(execute, control, progress, guard)
-            progress.pass_time(now_us, 10 * self.settings.look_seconds)
-            verdict = decide(self.settings, progress, guard, control.status == "paused")
+            progress.pass_time(now_us, 10 * self._plan.look_seconds)
+            verdict = decide(self._plan, progress, guard, control.status == "paused")
             self._keep(execute, control, progress, guard, verdict, came, now_us)
         if verdict.action != "hold":
             self._follow()
         return verdict
 
+    def _due(self, rollout: int, now_us: int) -> bool:
+        "Whether the last look is long enough ago, or lies in the future because the clock was set back."
+        last = self.registry.store.rows("SELECT looked_us FROM rollouts WHERE id = ?", rollout)[0][0]
+        return not 0 <= now_us - last < 1e6 * self._plan.look_seconds
+
     def _evidence(self, rollout: int) -> tuple[Progress, Guard]:
         "What is known so far."
         found = self.registry.store.rows("SELECT evidence FROM rollouts WHERE id = ?", rollout)
-        evidence, guard = json.loads(found[0][0]), Guard(self.settings, rollout)
+        evidence, guard = json.loads(found[0][0]), Guard(self._settings_of(rollout), rollout)
         return Progress(**evidence.get("progress", {})), guard.restore(evidence["guard"]) if "guard" in evidence else guard
 
     def _take(self, execute: Any, control: Control, progress: Progress, guard: Guard) -> bool:
@@ -702,8 +733,8 @@ class Rollout:
         if verdict.action == "advance":
             control.step += 1
             progress.step, progress.trials, progress.baseline_trials, progress.step_seconds = control.step, 0, 0, 0.0
-            self.registry.append(execute, self.model, f"step {control.step}", control.challenger, "prodml", verdict.reason, **asdict(self.settings.steps[control.step]))
-        execute("UPDATE rollouts SET control = ?, evidence = ? WHERE id = ?", json.dumps(asdict(control)), json.dumps({"progress": asdict(progress), "guard": guard.state()}), control.id)
+            self.registry.append(execute, self.model, f"step {control.step}", control.challenger, "prodml", verdict.reason, **asdict(self._plan.steps[control.step]))
+        execute("UPDATE rollouts SET looked_us = ?, control = ?, evidence = ? WHERE id = ?", now_us, json.dumps(asdict(control)), json.dumps({"progress": asdict(progress), "guard": guard.state()}), control.id)
         if verdict.action in ("promote", "rollback"):
             self._end(execute, control, verdict.action, "prodml", verdict.reason)
 
@@ -730,6 +761,7 @@ class Rollout:
         version: str, # the challenger
         who: str, # who starts it
         why: str, # for what reason
+        salt: str | None = None, # hexadecimal, of the hash of keys; None draws one, which nobody can guess
     ) -> None:
         "Start a rollout; InputError when one is under way, there is no champion, or the version is unknown or the champion itself."
         with self.registry.store.transaction() as execute:
@@ -741,8 +773,8 @@ class Rollout:
             if self.registry.folder_of(self.model, version) == self.registry.folder_of(self.model, champion):
                 raise InputError(f"{self.model}@{version} is the champion", "Start another version.")
             number = execute("SELECT COALESCE(MAX(id), 0) + 1 FROM rollouts").fetchone()[0]
-            control = Control(number, champion, version, secrets.token_hex(16))
-            execute("INSERT INTO rollouts VALUES (?, ?, ?, ?)", number, self.model, json.dumps(asdict(control)), "{}")
+            control = Control(number, champion, version, salt or secrets.token_hex(16), time.time_ns() // 1000)
+            execute("INSERT INTO rollouts VALUES (?, ?, ?, ?, ?, ?)", number, self.model, json.dumps(asdict(self.settings)), 0, json.dumps(asdict(control)), "{}")
             self.registry.append(execute, self.model, "start", version, who, why, rollout=number, against=champion)
             self.registry.assign(self.model, "challenger", version, who, why, execute)
 
@@ -808,8 +840,9 @@ class Rollout:
             return about
         control = Control(**json.loads(found[0][0]))
         progress, guard = self._evidence(control.id)
-        step = self.settings.steps[min(control.step, len(self.settings.steps) - 1)]
-        active = {"step": control.step, "steps": len(self.settings.steps), "weight": step.weight, "shadow": step.shadow, "step_seconds": progress.step_seconds, "observations": progress.trials, "baseline_observations": progress.baseline_trials}
+        steps = self._settings_of(control.id).steps
+        step = steps[control.step]
+        active = {"step": control.step, "steps": len(steps), "weight": step.weight, "shadow": step.shadow, "step_seconds": progress.step_seconds, "observations": progress.trials, "baseline_observations": progress.baseline_trials}
         return about | {"challenger": control.challenger, "status": control.status, "reason": control.reason, **active, "seconds": progress.seconds, "unproven": guard.unproven, "tests": guard.report()}
 
     def looks(
@@ -820,7 +853,7 @@ class Rollout:
         rows = self.registry.store.rows("SELECT seq, at_us, step, action, reason, report FROM looks WHERE rollout = (SELECT MAX(id) FROM rollouts WHERE model = ?) ORDER BY seq DESC LIMIT ?", self.model, most)
         return [dict(zip(("seq", "at_us", "step", "action", "reason"), row)) | {"report": json.loads(row[5])} for row in reversed(rows)]
 
-# %% ../../nbs/4_serve/11_rollout.ipynb #5451f693
+# %% ../../nbs/4_serve/11_rollout.ipynb #f335cc6a
 ACTIONS = ("register", "start", "status", "pause", "resume", "promote", "rollback", "history")
 
 
@@ -857,11 +890,12 @@ def _lines(status: Mapping[str, Any]) -> Iterable[str]:
     if status["status"] == "none":
         return
     step = "shadow" if status["shadow"] else f"{status['weight']:.0%} of the keys"
-    yield f"challenger {status['challenger']}: {status['status'].replace('_', ' ')}, step {status['step'] + 1} of {status['steps']} ({step}), {status['reason'] or 'no look yet'}"
+    yield f"challenger {status['challenger']}: {status['status'].replace('_', ' ')}, step {status['step'] + 1} of {status['steps']} ({step}), {status['reason'] or 'not looked at yet'}"
     yield f"this step: {status['observations']:,} answers, the champion's {status['baseline_observations']:,}, {status['step_seconds']:,.0f} s; in all {status['seconds']:,.0f} s"
     for name in ("errors", "latency"):
         test = status["tests"][name]
-        yield f"{name:8} {test['events']:,} of {test['trials']:,} against {test['baseline_events']:,} of {test['baseline_trials']:,}; harm from {test['boundary']:,}; {'not proven yet' if name in status['unproven'] else 'within the margin by proof'}"
+        seen = f"{test['events']:,} of {test['trials']:,} against {test['baseline_events']:,} of {test['baseline_trials']:,}; harm from {test['boundary']:,}; {'not proven yet' if name in status['unproven'] else 'within the margin by proof'}"
+        yield f"{name:8} {seen if test['trials'] else 'nothing seen yet'}"
     for name in ("shift", "loss"):
         test = status["tests"][name]
         yield f"{name:8} " + (f"{test['difference']:+.4f} over {test['pairs']:,} pairs; e-value {test['e_value']:.3g}, harm from {test['needed']:g}" if test["pairs"] else "nothing seen yet")

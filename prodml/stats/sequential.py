@@ -6,7 +6,7 @@
 __all__ = ['split_of_events', 'needed_information', 'allowed_to_spend', 'OddsTest', 'BettingTest', 'dealt', 'no_worse',
            'ShiftTest']
 
-# %% ../../nbs/0_stats/08_sequential.ipynb #9172d6ab
+# %% ../../nbs/0_stats/08_sequential.ipynb #ff73f031
 import math
 from collections.abc import Mapping
 from statistics import NormalDist
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.errors import InputError
 
-# %% ../../nbs/0_stats/08_sequential.ipynb #395fea42
+# %% ../../nbs/0_stats/08_sequential.ipynb #a9b50677
 def split_of_events(
     trials: int, # of the challenger in the batch
     baseline_trials: int, # of the champion
@@ -31,7 +31,7 @@ def split_of_events(
     shares = np.exp(logs - logs.max())
     return least, shares / shares.sum()
 
-# %% ../../nbs/0_stats/08_sequential.ipynb #6013e06d
+# %% ../../nbs/0_stats/08_sequential.ipynb #061a8b22
 _EARLY, _LATE, _EXPONENT = 0.05, 0.02, 4
 _NORMAL = NormalDist()
 
@@ -61,7 +61,7 @@ def allowed_to_spend(
     early = 2 * _NORMAL.cdf(_NORMAL.inv_cdf(alpha * _EARLY / 2) / math.sqrt(part))
     return early + alpha * ((1 - _EARLY - _LATE) * part**_EXPONENT + _LATE * max(0.0, 1 - needed / information))
 
-# %% ../../nbs/0_stats/08_sequential.ipynb #22bc7d72
+# %% ../../nbs/0_stats/08_sequential.ipynb #68b920b0
 class OddsTest:
     "Asks, at any time, whether the challenger's odds of an event are above the tolerated multiple of the champion's; exact at level α over all looks."
 
@@ -132,7 +132,7 @@ class OddsTest:
         self._inside = np.asarray(state["_inside"])
         return self
 
-# %% ../../nbs/0_stats/08_sequential.ipynb #b16f7a59
+# %% ../../nbs/0_stats/08_sequential.ipynb #cedaa910
 _STAKES = np.geomspace(0.005, 0.95, 20)
 
 
@@ -203,7 +203,7 @@ class BettingTest:
         self._log_wealth = np.asarray(state["_log_wealth"])
         return self
 
-# %% ../../nbs/0_stats/08_sequential.ipynb #8bb06822
+# %% ../../nbs/0_stats/08_sequential.ipynb #b6427bd2
 def dealt(
     events: int, # how many ones
     trials: int, # how many values
@@ -222,7 +222,7 @@ def no_worse(
         raise InputError(f"a margin of {margin}", "Give a margin between 0 and 1.")
     return BettingTest(alpha, -margin)
 
-# %% ../../nbs/0_stats/08_sequential.ipynb #a508ca85
+# %% ../../nbs/0_stats/08_sequential.ipynb #b3c8a9cd
 class ShiftTest:
     "Asks, at any time, whether more than the tolerated share of the challenger's predictions lies elsewhere than the champion's; of level α over all looks."
 
@@ -259,7 +259,7 @@ class ShiftTest:
 
     def state(self) -> dict[str, Any]:
         "All that the test knows, as JSON can hold it."
-        return {"wager": self.wager.state(), "batches": self.batches, "counts": self.counts.tolist(), "baseline_counts": self.baseline_counts.tolist()}
+        return {"wager": self.wager.state(), "seed": self.seed, "batches": self.batches, "counts": self.counts.tolist(), "baseline_counts": self.baseline_counts.tolist()}
 
     def restore(
         self,
@@ -267,5 +267,5 @@ class ShiftTest:
     ) -> "ShiftTest":
         "The test itself, as it was then."
         self.wager.restore(state["wager"])
-        self.batches, self.counts, self.baseline_counts = state["batches"], np.asarray(state["counts"]), np.asarray(state["baseline_counts"])
+        self.seed, self.batches, self.counts, self.baseline_counts = state["seed"], state["batches"], np.asarray(state["counts"]), np.asarray(state["baseline_counts"])
         return self
