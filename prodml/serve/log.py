@@ -73,6 +73,14 @@ def _without(value: Any, columns: frozenset[str]) -> Any:
     return value
 
 
+def _as_text(value: Any) -> str:
+    "A value as Python writes it, in ASCII."
+    try:
+        return ascii(value)
+    except RecursionError:
+        return "(nested too deep)"
+
+
 class Policy:
     "Turns records into what is kept of them."
 
@@ -110,7 +118,7 @@ class Policy:
         try:
             return encode_content(self.kept(record))
         except (OverflowError, TypeError, ValueError, RecursionError):
-            inputs = None if record.inputs is None else {ascii(name): ascii(value) for name, value in record.inputs.items()}
+            inputs = None if record.inputs is None else {_as_text(name): _as_text(value) for name, value in record.inputs.items()}
             strange = msgspec.structs.replace(record, id=ascii(record.id)[1:-1], caller=ascii(record.caller)[1:-1], inputs=inputs, explanation=None, degraded=[ascii(name)[1:-1] for name in record.degraded])
             return encode_content(self.kept(strange))
 
@@ -382,7 +390,7 @@ class Index:
             self._open()
 
     def _open(self) -> None:
-        self._database = sqlite3.connect(self._chain / INDEX, check_same_thread=False, timeout=5)
+        self._database = sqlite3.connect(self._chain / INDEX, check_same_thread=False, timeout=0.5)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.executescript(_SCHEMA)
@@ -611,25 +619,27 @@ class PredictionLog:
     def _turn(self) -> None:
         "Write what has gathered; commits go last, for they wait for what was appended before them."
         commits = [self._commits.popleft() for _ in range(len(self._commits))]
-        left, taken = len(self._pending), []
+        left = len(self._pending)
         try:
             while left or commits or self._dropped.count:
-                taken = [self._pending.popleft() for _ in range(min(left, BATCH))]
+                # They leave the queue when they are on the disk, so that the queue's bound is the bound of what can be lost.
+                taken = [self._pending[place] for place in range(min(left, BATCH))]
                 left -= len(taken)
                 self._write(taken, commits if not left else [])
-                taken = []
                 if not left:
                     break
             self._chain.turn_day()
         except OSError as error:
-            self._pending.extendleft(reversed(taken))
             self.trouble = error.strerror or str(error)
             self._fail(commits, self.trouble)
             # A full disk is not asked again at once; who waits for a commit wakes the writer sooner.
             self._wake.wait(0 if self._closing else 0.5)
+        except BaseException as error:
+            self._fail(commits, f"the writer ended: {error!r}")
+            raise
 
     def _write(self, taken: Sequence[Record], commits: Sequence[_Commit]) -> None:
-        entries, pause = [], pause_every(len(taken) + len(self._pending))
+        entries, pause = [], pause_every(len(self._pending))
         for place, record in enumerate(taken):
             if place % pause == pause - 1:
                 time.sleep(PAUSE_SECONDS)
@@ -639,13 +649,16 @@ class PredictionLog:
             entries.append((CODES["lost"], time.time_ns() // 1000, NO_KEY, encode_content(dropped)))
         for commit in commits:
             entries += commit.entries
-        if entries:
-            self._add_to_index(self._chain.write(entries))
+        places = self._chain.write(entries) if entries else []
+        for _ in taken:
+            self._pending.popleft()
         with self._full:
             self._dropped = Lost(self._dropped.count - dropped.count, 0 if self._dropped.count == dropped.count else dropped.until_us, self._dropped.until_us)
         self.written, self.trouble = self.written + len(taken), ""
         for commit in commits:
             commit.done.set_result(None)
+        if places:
+            self._add_to_index(places)
 
     def _add_to_index(self, places: Sequence[Place]) -> None:
         "The index may stay behind: readers look into the segments for what it lacks."

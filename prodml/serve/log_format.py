@@ -78,7 +78,7 @@ def id_key(
     prediction_id: str, # as the answer gave it
 ) -> bytes:
     "What a prediction is found by, 16 bytes."
-    return _sha256(prediction_id.encode()).digest()[:16]
+    return _sha256(prediction_id.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def link(
@@ -266,7 +266,7 @@ class Record(msgspec.Struct, omit_defaults=True):
     version: str # as it was loaded
     route: str # predict, explain, ...
     caller: str # who asked, a name
-    inputs: dict[str, Any] | None # column -> value
+    inputs: dict[Any, Any] | None # column -> value; a request may have columns that are no text
     output: float # probability of the positive label
     degraded: list[str] = [] # columns that fell back
     explanation: dict[str, Any] | None = None # as it was answered
