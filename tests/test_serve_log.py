@@ -30,7 +30,7 @@ DAY_US = 86_400_000_000
 
 def record(number: int, **other) -> Record:
     """An answer to a passenger."""
-    told = {"id": f"a{number}", "at_us": time.time_ns() // 1000, "model": "small", "version": "1", "route": "predict", "caller": "gate", "inputs": {"delay": number * 0.1, "passenger": f"P{number % 5}"}, "output": 0.25}
+    told = {"id": f"a{number}", "at_us": time.time_ns() // 1000, "model": "small", "version": "1", "route": "predict", "caller": "gate", "inputs": {"delay": number * 0.1, "passenger": f"Person {number % 5}"}, "output": 0.25}
     return Record(**told | other)
 
 
@@ -288,7 +288,7 @@ def test_a_person_is_erased_and_the_chain_verifies(tmp_path, policy):
     assert log.feedbacks([("a2", 1, 0), ("a7", 0, 0), ("a3", 0, 0)]) == [True] * 3
     anchor = {"date": "today", "chains": heads(tmp_path / "log")}
     # Both writers live on.
-    assert erase(tmp_path / "log", "passenger", "P2", "request 1", ring) == Erased(10, 2, 0)
+    assert erase(tmp_path / "log", "passenger", "Person 2", "request 1", ring) == Erased(10, 2, 0)
     for number in range(50, 60):
         log.append(record(number))
     log.close()
@@ -305,7 +305,7 @@ def test_feedback_for_an_erased_prediction_is_refused(tmp_path):
     log = PredictionLog(LogSettings(str(tmp_path / "log")))
     log.append(record(1))
     log.flush()
-    erase(tmp_path / "log", "passenger", "P1", "request 2")
+    erase(tmp_path / "log", "passenger", "Person 1", "request 2")
     assert not log.feedback("a1", 1, 0)
     log.close()
 
@@ -319,7 +319,7 @@ def test_retention_lets_go_what_is_old_and_the_rest_verifies(tmp_path, monkeypat
             log.append(record(number))
         log.close()
     anchor = {"date": "then", "chains": heads(tmp_path / "log")}
-    erase(tmp_path / "log", "passenger", "P0", "request 3")
+    erase(tmp_path / "log", "passenger", "Person 0", "request 3")
     done = retain(tmp_path / "log", 2.5, "policy")
     assert done.segments == 3 and {int(one.id[1:]) for one in contents(tmp_path / "log") if one} == {number for number in range(30, 60) if number % 5}
     assert verify(tmp_path / "log", [anchor]).sound
@@ -350,7 +350,7 @@ def test_nothing_is_in_plain_when_encrypted(tmp_path):
     ring = add_key(tmp_path / "keys", "2026-10")
     write(tmp_path / "log", range(20), encrypt=True, keys=str(tmp_path / "keys"))
     data = all_bytes(tmp_path / "log")
-    assert not any(word in data for word in (b"passenger", b"P1", b"gate", b"a17"))
+    assert not any(word in data for word in (b"passenger", b"Person 1", b"gate", b"small"))
     assert len(contents(tmp_path / "log", ring)) == 20 and verify(tmp_path / "log").sound, "the chain is verified without a key"
     with pytest.raises(InputError, match="not the one that encrypted"):
         contents(tmp_path / "log", Keyring({"2026-10": os.urandom(32)}))
@@ -595,19 +595,19 @@ def test_an_answer_is_had_again_bit_for_bit(small_bundle, tmp_path):
 def test_a_changed_record_is_not_shown_as_the_truth(tmp_path):
     write(tmp_path / "log", range(5))
     path = segment_paths(tmp_path / "log" / "worker-00")[0]
-    path.write_bytes(path.read_bytes().replace(b"P3", b"P4"))
+    path.write_bytes(path.read_bytes().replace(b"Person 3", b"Person 4"))
     with pytest.raises(InputError, match="was changed"):
         find(tmp_path / "log", "a3")
-    assert erase(tmp_path / "log", "passenger", "P1", "request 4").predictions == 1, "others are erased all the same"
+    assert erase(tmp_path / "log", "passenger", "Person 1", "request 4").predictions == 1, "others are erased all the same"
 
 
 def test_the_table_holds_what_the_log_holds(tmp_path):
     log = PredictionLog(LogSettings(str(tmp_path / "log")))
     for number in range(30):
-        log.append(record(number, inputs={"delay": number, "mixed": number if number % 2 else "text", "passenger": f"P{number % 5}"}, degraded=["wind"] if number == 3 else []))
+        log.append(record(number, inputs={"delay": number, "mixed": number if number % 2 else "text", "passenger": f"Person {number % 5}"}, degraded=["wind"] if number == 3 else []))
     log.feedbacks([("a1", 0, 5), ("a1", 1, 7)])
     log.close()
-    erase(tmp_path / "log", "passenger", "P0", "request 5")
+    erase(tmp_path / "log", "passenger", "Person 0", "request 5")
     assert export(tmp_path / "log", tmp_path / "table.parquet") == 24
     table = pq.read_table(tmp_path / "table.parquet").to_pylist()
     assert table[0]["label"] == "1" and table[0]["input.delay"] == 1.0 and table[0]["input.mixed"] == "1" and table[2]["degraded"] == ["wind"]

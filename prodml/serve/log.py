@@ -101,13 +101,12 @@ class Policy:
         "The record as it is kept."
         if self._plain:
             return record
-        inputs, full = record.inputs or {}, self._inputs == "full"
+        inputs, full = dict(record.inputs or {}), self._inputs == "full"
+        row = row_hash(self._key, inputs) if self._inputs == "hash" else ""
+        hashed = {name: value_hash(self._key, name, inputs.pop(name)) for name in self._hashed if name in inputs}
         return Logged(
-            record.id, record.at_us, record.model, record.version, record.route, record.caller,
-            {name: value for name, value in inputs.items() if name not in self._redact} if full else None,
-            record.output, record.degraded, _without(record.explanation, self._redact) if full else None, record.bundle, None, self._inputs,
-            {name: value_hash(self._key, name, inputs[name]) for name in self._hashed if name in inputs},
-            row_hash(self._key, inputs) if self._inputs == "hash" else "", self._name,
+            record.id, record.at_us, record.model, record.version, record.route, record.caller, inputs if full else None, record.output, record.degraded,
+            _without(record.explanation, self._redact) if full else None, record.bundle, None, self._inputs, hashed, row, self._name,
         )
 
     def content(

@@ -442,10 +442,12 @@ def value_hash(
     return hmac.digest(key, f"{column}\0{text_of(value)}".encode(), "sha256")[:16].hex()
 
 
+_ROW_ENCODER = msgspec.json.Encoder(enc_hook=_plain, order="sorted")
+
+
 def row_hash(
     key: bytes, # of `Keyring.hash_keys`
     inputs: dict[str, Any], # column -> value
 ) -> str:
     "A keyed hash of a whole row, in whatever order its columns came, 32 hexadecimal digits."
-    pairs = [(name, text_of(inputs[name])) for name in sorted(inputs)]
-    return hmac.digest(key, msgspec.json.encode(pairs), "sha256")[:16].hex()
+    return hmac.digest(key, _ROW_ENCODER.encode(inputs), "sha256")[:16].hex()
