@@ -13,6 +13,7 @@ import argparse
 import getpass
 import json
 import os
+import re
 import socket
 import sqlite3
 import time
@@ -523,7 +524,7 @@ def erase(
     "Erase all records of a person; the act itself names the column and not the value. InputError without a reason."
     finish_acts(folder)
     text = text_of(value)
-    if text and text in why:
+    if re.search(rf"(?<!\w){re.escape(text)}(?!\w)", why):
         raise InputError("the reason repeats the value that is to be erased", "Acts are kept for good: name the request by its number.")
     keys, unknown = _subject(folder, column, text, keyring)
     records, counts = {}, Counter()

@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -438,18 +438,18 @@ def _reached(database: sqlite3.Connection) -> tuple[int, int]:
     return database.execute("SELECT segment, byte FROM reached").fetchone() or (0, 0)
 
 
-def _indexed(chain: Path, key: bytes) -> tuple[list[tuple[int, int]], int, int]:
+def _indexed(chain: Path, keys: Iterable[bytes]) -> tuple[set[tuple[int, int]], int, int]:
     "Segments and bytes that the index names, and up to which segment and byte it goes."
     try:
         database = sqlite3.connect(f"file:{chain / INDEX}?mode=ro", uri=True, timeout=5)
         try:
             # First how far it goes: what is added between the two questions is then found twice rather than never.
             reached = _reached(database)
-            return database.execute("SELECT segment, start FROM places WHERE key = ?", (_short(key),)).fetchall(), *reached
+            return {row for key in keys for row in database.execute("SELECT segment, start FROM places WHERE key = ?", (_short(key),))}, *reached
         finally:
             database.close()
     except sqlite3.Error:
-        return [], 0, 0
+        return set(), 0, 0
 
 
 def _frame_at(path: Path, start: int) -> Frame | None:
@@ -467,16 +467,16 @@ def _frame_at(path: Path, start: int) -> Frame | None:
 
 def find_frames(
     chain: Path, # its folder
-    prediction_id: str, # of the answer
+    *ids: str, # of predictions
 ) -> list[tuple[Path, Frame]]:
-    "The records of a prediction in one chain, in their order, with their segments."
-    key = id_key(prediction_id)
-    rows, segment, byte = _indexed(chain, key)
-    found = {(number, start): frame for number, start in rows if (frame := _frame_at(chain / f"{number:08}.seg", start)) and frame.key == key}
+    "The records of these predictions in one chain, in their order, with their segments."
+    keys = {id_key(one) for one in ids}
+    rows, segment, byte = _indexed(chain, keys)
+    found = {place: frame for place in rows if (frame := _frame_at(chain / f"{place[0]:08}.seg", place[1])) and frame.key in keys}
     for path in segment_paths(chain):
         number = int(path.stem)
         if number >= segment:
-            found |= {(number, frame.start): frame for frame in read_frames(path, byte if number == segment else 0) if frame.key == key}
+            found |= {(number, frame.start): frame for frame in read_frames(path, byte if number == segment else 0) if frame.key in keys}
     return [(chain / f"{number:08}.seg", found[number, start]) for number, start in sorted(found)]
 
 # %% ../../nbs/4_serve/12_log.ipynb #ce0e4f7e
@@ -578,8 +578,8 @@ class PredictionLog:
         return known
 
     def _found(self, ids: set[str]) -> set[str]:
-        chains = chain_folders(self.settings.folder)
-        return {one for one in ids if any(frame.kind == "prediction" and not frame.erased for chain in chains for _, frame in find_frames(chain, one))}
+        keys = {frame.key for chain in chain_folders(self.settings.folder) for _, frame in find_frames(chain, *ids) if frame.kind == "prediction" and not frame.erased}
+        return {one for one in ids if id_key(one) in keys}
 
     def flush(self) -> None:
         "Return when all that was appended before is on the disk; Problem 503 when it cannot be written."
