@@ -153,7 +153,8 @@ def main() -> None:
         print(f"feedback from {one['threads']} threads: p50 {one['p50_ms']:.1f} ms, p99 {one['p99_ms']:.1f} ms, {one['labels_per_second']:,.0f} labels/s")
     for name, one in waits.items():
         print(f"a thread with 9,000 requests/s, {name}: late by p50 {one['p50_ms']:.2f} ms, p99 {one['p99_ms']:.2f} ms, at most {one['most_ms']:.1f} ms")
-    machine = {"processor": processor_name(), "threads": os.cpu_count(), "system": platform.platform(), "python": sys.version.split()[0]}
+    machine = {"processor": processor_name(), "threads": os.cpu_count(), "system": platform.platform(), "python": sys.version.split()[0], "load_average": os.getloadavg()[0]}
+    print(f"load average of the machine: {machine['load_average']:.1f} on {machine['threads']} threads; above that number the lateness is the machine's own")
     write_json(RESULTS / "log.json", {"records": given.records, "rounds": given.rounds, "machine": machine, "policies": middle, "audit": audit, "feedback": feedback, "stalls": waits})
 
 
