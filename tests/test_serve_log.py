@@ -613,3 +613,41 @@ def test_the_table_holds_what_the_log_holds(tmp_path):
     assert table[0]["label"] == "1" and table[0]["input.delay"] == 1.0 and table[0]["input.mixed"] == "1" and table[2]["degraded"] == ["wind"]
     assert [row["id"] for row in table] == [f"a{number}" for number in range(30) if number % 5]
     assert len(chain_folders(tmp_path / "log")) == 2
+
+
+# the command
+
+
+def test_the_command_reads_the_servers_settings(tmp_path, capsys):
+    import argparse
+
+    from prodml.serve.audit import add_audit_arguments, run_audit
+
+    def audit(*words):
+        parser = argparse.ArgumentParser()
+        add_audit_arguments(parser)
+        code = run_audit(parser.parse_args([str(word) for word in words]))
+        return code, capsys.readouterr().out
+
+    assert audit("new-key", tmp_path / "keys")[0] == 0
+    write(tmp_path / "log", range(10), encrypt=True, keys=str(tmp_path / "keys"))
+    (tmp_path / "serve.toml").write_text(f'[log]\nfolder = "{tmp_path / "log"}"\nencrypt = true\nkeys = "{tmp_path / "keys"}"\n')
+    settings = ("--settings", tmp_path / "serve.toml")
+    code, said = audit("show", "a3", *settings)
+    assert code == 0 and '"passenger": "Person 3"' in said
+    assert audit("erase", "passenger=Person 3", "--why", "request 9", *settings)[1] == "erased 2 predictions and 0 labels\n"
+    code, said = audit("show", "a3", *settings)
+    assert code == 0 and "request 9" in said and "Person" not in said
+    assert audit("verify", *settings)[0] == 0
+    path = segment_paths(tmp_path / "log" / "worker-00")[0]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    code, said = audit("verify", *settings)
+    assert code == 1 and "BROKEN worker-00/00000001.seg, record 10" in said and "edited" in said
+
+
+def test_the_log_and_its_auditor_import_nothing_heavy():
+    code = "import sys, prodml.serve.audit; print(sorted({'torch', 'pandas', 'ibis', 'duckdb', 'scipy', 'pyarrow', 'onnx', 'sklearn'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
