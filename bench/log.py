@@ -74,13 +74,26 @@ def labels(settings, some, threads, each):
     return {"threads": threads, "p50_ms": statistics.median(times), "p99_ms": times[int(len(times) * 0.99)], "labels_per_second": len(times) / seconds}
 
 
-def stalls(settings, some, rate, pause, work_us=50):
+class NoLog:
+    """What a thread waits for where there is no log: the machine itself."""
+
+    def __init__(self, settings):
+        self.settings = settings
+
+    def append(self, record):
+        pass
+
+    def close(self):
+        pass
+
+
+def stalls(kind, settings, some, rate, pause, work_us=50):
     """How late a thread answers that gets `rate` requests a second, p99 and most, in ms. Each holds Python's lock for `work_us`, and between them the thread lets go of it, as an event loop does; without pauses the writer keeps the lock as long as Python lets it."""
-    kept = log_module.PAUSE_SECONDS, log_module.SLICE
+    kept = log_module.SLICE
     if not pause:
         log_module.SLICE = 10**9
     try:
-        log, late, start = PredictionLog(settings), [], time.perf_counter()
+        log, late, start = kind(settings), [], time.perf_counter()
         for place, record in enumerate(some):
             due = start + place / rate
             while time.perf_counter() < due:
@@ -92,7 +105,7 @@ def stalls(settings, some, rate, pause, work_us=50):
             late.append(time.perf_counter() - due - work_us / 1e6)
         log.close()
     finally:
-        log_module.PAUSE_SECONDS, log_module.SLICE = kept
+        log_module.SLICE = kept
     late.sort()
     return {"p50_ms": late[len(late) // 2] * 1000, "p99_ms": late[int(len(late) * 0.99)] * 1000, "most_ms": late[-1] * 1000}
 
@@ -127,7 +140,11 @@ def main() -> None:
         middle = {name: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]} for name, rounds in found.items()}
         audit = {name: reading(f"{temporary}/{name}-0", read_keyring(keys)) for name in ("full", "full, encrypted")}
         feedback = [labels(LogSettings(f"{temporary}/labels-{threads}"), some[:2000], threads, 300 // threads + 20) for threads in (1, 16)]
-        waits = {("with pauses" if pause else "without pauses"): stalls(LogSettings(f"{temporary}/stall-{pause}"), some[:30_000], 9000, pause) for pause in (True, False)}
+        waits = {name: [] for name in ("no log", "log", "log without pauses")}
+        for turn in range(given.rounds):
+            for name, own in waits.items():
+                own.append(stalls(NoLog if name == "no log" else PredictionLog, LogSettings(f"{temporary}/{name}-{turn}", when_full="drop"), some[:18_000], 9000, name != "log without pauses"))
+        waits = {name: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]} for name, rounds in waits.items()}
     for name, one in middle.items():
         print(f"{name:22} append {one['append_ns']:4.0f} ns, {one['records_per_second']:9,.0f} records/s, {one['cpu_us_per_record']:5.1f} µs of processor and {one['bytes_per_record']:5.0f} + {one['index_bytes_per_record']:.0f} bytes a record")
     for name, one in audit.items():
@@ -135,8 +152,9 @@ def main() -> None:
     for one in feedback:
         print(f"feedback from {one['threads']} threads: p50 {one['p50_ms']:.1f} ms, p99 {one['p99_ms']:.1f} ms, {one['labels_per_second']:,.0f} labels/s")
     for name, one in waits.items():
-        print(f"a thread at 9,000 records/s, writer {name}: late by p99 {one['p99_ms']:.2f} ms, at most {one['most_ms']:.1f} ms")
-    machine = {"processor": processor_name(), "threads": os.cpu_count(), "system": platform.platform(), "python": sys.version.split()[0]}
+        print(f"a thread with 9,000 requests/s, {name}: late by p50 {one['p50_ms']:.2f} ms, p99 {one['p99_ms']:.2f} ms, at most {one['most_ms']:.1f} ms")
+    machine = {"processor": processor_name(), "threads": os.cpu_count(), "system": platform.platform(), "python": sys.version.split()[0], "load_average": os.getloadavg()[0]}
+    print(f"load average of the machine: {machine['load_average']:.1f} on {machine['threads']} threads; above that number the lateness is the machine's own")
     write_json(RESULTS / "log.json", {"records": given.records, "rounds": given.rounds, "machine": machine, "policies": middle, "audit": audit, "feedback": feedback, "stalls": waits})
 
 

@@ -13,6 +13,7 @@ import argparse
 import getpass
 import json
 import os
+import re
 import socket
 import sqlite3
 import time
@@ -22,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from heapq import merge
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -522,7 +524,7 @@ def erase(
     "Erase all records of a person; the act itself names the column and not the value. InputError without a reason."
     finish_acts(folder)
     text = text_of(value)
-    if text and text in why:
+    if re.search(rf"(?<!\w){re.escape(text)}(?!\w)", why):
         raise InputError("the reason repeats the value that is to be erased", "Acts are kept for good: name the request by its number.")
     keys, unknown = _subject(folder, column, text, keyring)
     records, counts = {}, Counter()
@@ -557,20 +559,22 @@ def _remove(chain: Path, segments: Sequence[int]) -> None:
         database.close()
 
 
-def _begun_us(path: Path) -> int:
-    "When a segment was begun, microseconds since 1970 UTC."
-    first = next(read_frames(path), None)
-    return first.at_us if first else time.time_ns() // 1000
+def _older(path: Path, before_us: int) -> bool:
+    "Whether all records of a segment are older; one without a whole record is not judged."
+    times = [frame.at_us for frame in read_frames(path)]
+    return bool(times) and max(times) < before_us
 
 
 def _let_go(chain: Path, before_us: int) -> list[Path]:
-    "The segments whose records are all older: the next one was begun before that time."
-    last = _last_frame(chain)
-    if last and last.at_us < before_us and _begun_us(segment_paths(chain)[-1]) < before_us:
-        with suppress(Held):
-            Chain(chain).close()
+    "The first segments, as far as all their records are older; the last segment is not among them."
     paths = segment_paths(chain)
-    return [path for path, following in zip(paths, paths[1:]) if _begun_us(following) < before_us or (following == paths[-1] and last and last.at_us < before_us and _begun_us(path) < before_us)]
+    gone = list(takewhile(lambda path: _older(path, before_us), paths))
+    if len(gone) < len(paths):
+        return gone
+    with suppress(Held):
+        Chain(chain).close()
+        return gone
+    return gone[:-1]
 
 
 def retain(

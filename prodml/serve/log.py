@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +73,14 @@ def _without(value: Any, columns: frozenset[str]) -> Any:
     return value
 
 
+def _as_text(value: Any) -> str:
+    "A value as Python writes it, in ASCII."
+    try:
+        return ascii(value)
+    except RecursionError:
+        return "(nested too deep)"
+
+
 class Policy:
     "Turns records into what is kept of them."
 
@@ -93,13 +101,12 @@ class Policy:
         "The record as it is kept."
         if self._plain:
             return record
-        inputs, full = record.inputs or {}, self._inputs == "full"
+        inputs, full = dict(record.inputs or {}), self._inputs == "full"
+        row = row_hash(self._key, inputs) if self._inputs == "hash" else ""
+        hashed = {name: value_hash(self._key, name, inputs.pop(name)) for name in self._hashed if name in inputs}
         return Logged(
-            record.id, record.at_us, record.model, record.version, record.route, record.caller,
-            {name: value for name, value in inputs.items() if name not in self._redact} if full else None,
-            record.output, record.degraded, _without(record.explanation, self._redact) if full else None, record.bundle, None, self._inputs,
-            {name: value_hash(self._key, name, inputs[name]) for name in self._hashed if name in inputs},
-            row_hash(self._key, inputs) if self._inputs == "hash" else "", self._name,
+            record.id, record.at_us, record.model, record.version, record.route, record.caller, inputs if full else None, record.output, record.degraded,
+            _without(record.explanation, self._redact) if full else None, record.bundle, None, self._inputs, hashed, row, self._name,
         )
 
     def content(
@@ -110,7 +117,7 @@ class Policy:
         try:
             return encode_content(self.kept(record))
         except (OverflowError, TypeError, ValueError, RecursionError):
-            inputs = None if record.inputs is None else {ascii(name): ascii(value) for name, value in record.inputs.items()}
+            inputs = None if record.inputs is None else {_as_text(name): _as_text(value) for name, value in record.inputs.items()}
             strange = msgspec.structs.replace(record, id=ascii(record.id)[1:-1], caller=ascii(record.caller)[1:-1], inputs=inputs, explanation=None, degraded=[ascii(name)[1:-1] for name in record.degraded])
             return encode_content(self.kept(strange))
 
@@ -382,7 +389,7 @@ class Index:
             self._open()
 
     def _open(self) -> None:
-        self._database = sqlite3.connect(self._chain / INDEX, check_same_thread=False, timeout=5)
+        self._database = sqlite3.connect(self._chain / INDEX, check_same_thread=False, timeout=0.5)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.executescript(_SCHEMA)
@@ -431,18 +438,18 @@ def _reached(database: sqlite3.Connection) -> tuple[int, int]:
     return database.execute("SELECT segment, byte FROM reached").fetchone() or (0, 0)
 
 
-def _indexed(chain: Path, key: bytes) -> tuple[list[tuple[int, int]], int, int]:
+def _indexed(chain: Path, keys: Iterable[bytes]) -> tuple[set[tuple[int, int]], int, int]:
     "Segments and bytes that the index names, and up to which segment and byte it goes."
     try:
         database = sqlite3.connect(f"file:{chain / INDEX}?mode=ro", uri=True, timeout=5)
         try:
             # First how far it goes: what is added between the two questions is then found twice rather than never.
             reached = _reached(database)
-            return database.execute("SELECT segment, start FROM places WHERE key = ?", (_short(key),)).fetchall(), *reached
+            return {row for key in keys for row in database.execute("SELECT segment, start FROM places WHERE key = ?", (_short(key),))}, *reached
         finally:
             database.close()
     except sqlite3.Error:
-        return [], 0, 0
+        return set(), 0, 0
 
 
 def _frame_at(path: Path, start: int) -> Frame | None:
@@ -460,16 +467,16 @@ def _frame_at(path: Path, start: int) -> Frame | None:
 
 def find_frames(
     chain: Path, # its folder
-    prediction_id: str, # of the answer
+    *ids: str, # of predictions
 ) -> list[tuple[Path, Frame]]:
-    "The records of a prediction in one chain, in their order, with their segments."
-    key = id_key(prediction_id)
-    rows, segment, byte = _indexed(chain, key)
-    found = {(number, start): frame for number, start in rows if (frame := _frame_at(chain / f"{number:08}.seg", start)) and frame.key == key}
+    "The records of these predictions in one chain, in their order, with their segments."
+    keys = {id_key(one) for one in ids}
+    rows, segment, byte = _indexed(chain, keys)
+    found = {place: frame for place in rows if (frame := _frame_at(chain / f"{place[0]:08}.seg", place[1])) and frame.key in keys}
     for path in segment_paths(chain):
         number = int(path.stem)
         if number >= segment:
-            found |= {(number, frame.start): frame for frame in read_frames(path, byte if number == segment else 0) if frame.key == key}
+            found |= {(number, frame.start): frame for frame in read_frames(path, byte if number == segment else 0) if frame.key in keys}
     return [(chain / f"{number:08}.seg", found[number, start]) for number, start in sorted(found)]
 
 # %% ../../nbs/4_serve/12_log.ipynb #ce0e4f7e
@@ -571,8 +578,8 @@ class PredictionLog:
         return known
 
     def _found(self, ids: set[str]) -> set[str]:
-        chains = chain_folders(self.settings.folder)
-        return {one for one in ids if any(frame.kind == "prediction" and not frame.erased for chain in chains for _, frame in find_frames(chain, one))}
+        keys = {frame.key for chain in chain_folders(self.settings.folder) for _, frame in find_frames(chain, *ids) if frame.kind == "prediction" and not frame.erased}
+        return {one for one in ids if id_key(one) in keys}
 
     def flush(self) -> None:
         "Return when all that was appended before is on the disk; Problem 503 when it cannot be written."
@@ -611,25 +618,27 @@ class PredictionLog:
     def _turn(self) -> None:
         "Write what has gathered; commits go last, for they wait for what was appended before them."
         commits = [self._commits.popleft() for _ in range(len(self._commits))]
-        left, taken = len(self._pending), []
+        left = len(self._pending)
         try:
             while left or commits or self._dropped.count:
-                taken = [self._pending.popleft() for _ in range(min(left, BATCH))]
+                # They leave the queue when they are on the disk, so that the queue's bound is the bound of what can be lost.
+                taken = [self._pending[place] for place in range(min(left, BATCH))]
                 left -= len(taken)
                 self._write(taken, commits if not left else [])
-                taken = []
                 if not left:
                     break
             self._chain.turn_day()
         except OSError as error:
-            self._pending.extendleft(reversed(taken))
             self.trouble = error.strerror or str(error)
             self._fail(commits, self.trouble)
             # A full disk is not asked again at once; who waits for a commit wakes the writer sooner.
             self._wake.wait(0 if self._closing else 0.5)
+        except BaseException as error:
+            self._fail(commits, f"the writer ended: {error!r}")
+            raise
 
     def _write(self, taken: Sequence[Record], commits: Sequence[_Commit]) -> None:
-        entries, pause = [], pause_every(len(taken) + len(self._pending))
+        entries, pause = [], pause_every(len(self._pending))
         for place, record in enumerate(taken):
             if place % pause == pause - 1:
                 time.sleep(PAUSE_SECONDS)
@@ -639,13 +648,16 @@ class PredictionLog:
             entries.append((CODES["lost"], time.time_ns() // 1000, NO_KEY, encode_content(dropped)))
         for commit in commits:
             entries += commit.entries
-        if entries:
-            self._add_to_index(self._chain.write(entries))
+        places = self._chain.write(entries) if entries else []
+        for _ in taken:
+            self._pending.popleft()
         with self._full:
             self._dropped = Lost(self._dropped.count - dropped.count, 0 if self._dropped.count == dropped.count else dropped.until_us, self._dropped.until_us)
         self.written, self.trouble = self.written + len(taken), ""
         for commit in commits:
             commit.done.set_result(None)
+        if places:
+            self._add_to_index(places)
 
     def _add_to_index(self, places: Sequence[Place]) -> None:
         "The index may stay behind: readers look into the segments for what it lacks."

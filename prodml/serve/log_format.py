@@ -78,7 +78,7 @@ def id_key(
     prediction_id: str, # as the answer gave it
 ) -> bytes:
     "What a prediction is found by, 16 bytes."
-    return _sha256(prediction_id.encode()).digest()[:16]
+    return _sha256(prediction_id.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def link(
@@ -266,7 +266,7 @@ class Record(msgspec.Struct, omit_defaults=True):
     version: str # as it was loaded
     route: str # predict, explain, ...
     caller: str # who asked, a name
-    inputs: dict[str, Any] | None # column -> value
+    inputs: dict[Any, Any] | None # column -> value; a request may have columns that are no text
     output: float # probability of the positive label
     degraded: list[str] = [] # columns that fell back
     explanation: dict[str, Any] | None = None # as it was answered
@@ -442,10 +442,12 @@ def value_hash(
     return hmac.digest(key, f"{column}\0{text_of(value)}".encode(), "sha256")[:16].hex()
 
 
+_ROW_ENCODER = msgspec.json.Encoder(enc_hook=_plain, order="sorted")
+
+
 def row_hash(
     key: bytes, # of `Keyring.hash_keys`
     inputs: dict[str, Any], # column -> value
 ) -> str:
     "A keyed hash of a whole row, in whatever order its columns came, 32 hexadecimal digits."
-    pairs = [(name, text_of(inputs[name])) for name in sorted(inputs)]
-    return hmac.digest(key, msgspec.json.encode(pairs), "sha256")[:16].hex()
+    return hmac.digest(key, _ROW_ENCODER.encode(inputs), "sha256")[:16].hex()
