@@ -77,7 +77,6 @@ def test_any_text_may_be_a_label(names):
     for at, name in enumerate(names):
         metrics.broken_rule(name, at + 1)
     found = {dict(key[1:])["rule"]: value for key, value in read(metrics).items() if key[0] == "prodml_broken_rules_total"}
-    # The client library's reader cannot tell what Prometheus can: it strips nothing, but some line ends end its lines.
     assert sum(found.values()) == sum(range(1, len(names) + 1))
 
 
@@ -125,6 +124,13 @@ def test_a_name_that_is_not_in_the_table_cannot_be_counted():
     for call in (lambda: Metrics().count("prodml_request_total", "a"), lambda: Metrics().set("x", 1), lambda: Metrics().watch("prodml_nothing", lambda: 1)):
         with pytest.raises(KeyError):
             call()
+
+
+def test_a_number_that_cannot_be_had_hides_no_other(caplog):
+    metrics = filled()
+    metrics.watch("prodml_log_waiting_records", lambda: 1 / 0)
+    metrics.watch("prodml_in_flight_requests", lambda: 3)
+    assert read(metrics)["prodml_in_flight_requests",] == 3 and "could not be had" in caplog.text
 
 
 def test_what_alerts_ask_for_is_there_from_the_start():
@@ -278,6 +284,7 @@ def test_promtool_accepts_rules_and_configuration_and_the_rules_pass_their_tests
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @promtool
 @pytest.mark.parametrize(("expression", "half"), [("vector(1)", "is silent"), ("vector(1) > 2", "fires")])
 def test_each_alert_has_tests_that_can_fail(tmp_path, expression, half):

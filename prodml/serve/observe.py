@@ -215,7 +215,7 @@ KEEPING = (
     Metric(
         "prodml_workers", "gauge", "Processes that answer.", panels=(Panel("Process", "Workers", shown="number", width=6),), alerts=(
             Alert(
-                "ServerGone", "absent(prodml_workers) or prodml_workers == 0", 2, "page", "No server reports.", "Is it running? Is /metrics reachable, and has the scraper's key the role operate?",
+                "ServerGone", "absent(prodml_workers) or prodml_workers == 0", 2, "page", "No server reports.", "Is it running? Is /metrics reachable, and has the scraper's key the role audit?",
                 {"other_metric": "1x60"}, {"prodml_workers": "2x60"}, 30,
             ),
         ),
@@ -521,7 +521,10 @@ class Metrics:
     def tick(self) -> None:
         "Ask for what is watched; a server with several workers does it every second, so that the others see it."
         for at, value in self._watched.items():
-            self._values[at] = float(value())
+            try:
+                self._values[at] = float(value())
+            except Exception:  # one number that cannot be had must not hide the others
+                logging.getLogger("prodml.serve.observe").exception("a number that is watched could not be had")
         self.set("process_resident_memory_bytes", _resident_bytes())
         now = sum(os.times()[:2])
         self.count("process_cpu_seconds_total", by=now - self._cpu_seconds)
@@ -725,7 +728,7 @@ def operations_files() -> dict[str, str]:
         "global": {"scrape_interval": "15s"}, "rule_files": ["alerts.yaml"],
         "scrape_configs": [{"job_name": "prodml", "scheme": "http", "metrics_path": "/metrics", "static_configs": [{"targets": ["127.0.0.1:8000"]}]}],
     }
-    advice = "# Beyond loopback: `scheme: https`, and `authorization: {credentials_file: FILE}` with a key that has the role operate.\n"
+    advice = "# Beyond loopback: `scheme: https`, and `authorization: {credentials_file: FILE}` with a key that has the role audit.\n"
 
     def text(content: Any) -> str:
         return note + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
