@@ -617,6 +617,35 @@ def test_a_renewed_certificate_needs_no_restart(house):
         assert shown(server) != before and kept != (house / "server.pem").read_bytes()
 
 
+def exchanged(port: int, *parts: bytes) -> bytes:
+    """What a server answers to bytes, until it closes or nothing comes for half a second."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        got = b""
+        try:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(0.02)
+            connection.settimeout(0.5)
+            while piece := connection.recv(65_536):
+                got += piece
+        except OSError:
+            pass
+        return got
+
+
+def test_a_header_without_end_is_refused_and_a_long_body_is_not(file):
+    with Running(Access(AccessSettings()), TlsSettings()) as server:
+        start = b"GET / HTTP/1.1\r\nhost: localhost\r\nx: "
+        for endless in (start + b"a" * 35_000, b"GET /" + b"a" * 35_000, b"GET / HTTP/1.1\r\nhost: localhost\r\n" + b"x: a\r\n" * 6_000):
+            assert exchanged(server.port, endless, b"a" * 35_000).startswith(b"HTTP/1.1 431")
+            assert b" 200 " not in exchanged(server.port, endless, *[b"a" * 60_000] * 50, b"\r\n\r\n")
+        assert exchanged(server.port, start + b"a" * 20_000, b"a" * 20_000 + b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+        posted = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 300000\r\n\r\n"
+        twice = exchanged(server.port, posted + b"b" * 200_000, b"b" * 100_000, posted, b"b" * 300_000)
+        assert twice.count(b"HTTP/1.1 200") == 2
+        assert exchanged(server.port, *[b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"] * 20).count(b"HTTP/1.1 200") == 20
+
+
 # Secrets
 
 

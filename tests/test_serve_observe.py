@@ -435,6 +435,13 @@ def test_spans_reach_a_collector():
     assert len(children) == 2 and all(root.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano <= root.end_time_unix_nano for span in children)
 
 
+def test_a_collector_that_is_gone_does_not_hold_the_server(caplog):
+    tracing = Tracing(ObserveSettings(traces="http://127.0.0.1:9/v1/traces"))
+    tracing.record(trace_of([], 1), "predict", 200, 0.001, [])
+    tracing.close(seconds=0.1)
+    assert "were not taken" in caplog.text
+
+
 @pytest.mark.parametrize("table", [{"requests_share": 2}, {"traces_share": -1}, {"log_form": "xml"}, {"log_level": "loud"}, {"traces": "collector:4318"}, {"requests_share": math.nan}])
 def test_settings_that_mean_nothing_are_refused(table):
     with pytest.raises(InputError):

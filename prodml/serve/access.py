@@ -7,7 +7,7 @@ __all__ = ['log', 'ROLES', 'ANYONE', 'ALGORITHMS', 'Caller', 'roles_of', 'Secret
            'read_keys', 'new_api_key', 'revoke_key', 'keys_arguments', 'run_keys', 'keys_table', 'Limit', 'Recent',
            'JwtSettings', 'KeySet', 'usable_keys', 'Refused', 'Tokens', 'AccessSettings', 'KeyFile', 'Peers',
            'is_local', 'Access', 'TlsSettings', 'is_loopback', 'check_exposure', 'tls_context', 'load_certificates',
-           'uvicorn_tls', 'tls_protocol', 'certificate_of']
+           'uvicorn_tls', 'protocol_of', 'certificate_of']
 
 # %% ../../nbs/4_serve/14_access.ipynb #7e69bf30
 import hashlib
@@ -945,18 +945,44 @@ def load_certificates(
 def uvicorn_tls(
     tls: TlsSettings, # of [tls]
 ) -> dict[str, Any]:
-    "Options of `uvicorn.Config`: none without a certificate."
-    if not tls.certificate:
-        return {}
-    options = {"ssl_context_factory": lambda config, default: tls_context(tls), "ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
-    return options | ({"http": tls_protocol()} if tls.client_ca else {})
+    "Options of `uvicorn.Config`: the protocol, and with a certificate what TLS needs."
+    options = {"http": protocol_of(bool(tls.client_ca))}
+    return options | ({"ssl_context_factory": lambda config, default: tls_context(tls), "ssl_certfile": tls.certificate, "ssl_keyfile": tls.key} if tls.certificate else {})
 
 
-def tls_protocol() -> type:
-    "uvicorn's protocol of httptools, with the ASGI extension `tls` in the scope of each request."
+_HEADERS_BYTES = 65_536
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+def protocol_of(
+    mutual: bool, # whether clients show certificates
+) -> type:
+    "uvicorn's protocol of httptools, with a bound on headers; if `mutual`, with the ASGI extension `tls` in the scope of each request."
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    class TlsProtocol(HttpToolsProtocol):
+    class Bounded(HttpToolsProtocol):
+        "Ends a connection whose headers do not end."
+        in_headers, header_bytes = True, 0
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            # What came with a header that is whole does not count: it may be the body.
+            if self.in_headers:
+                self.header_bytes += len(data)
+                if self.header_bytes > _HEADERS_BYTES and not self.transport.is_closing():
+                    if self.cycle is None or self.cycle.response_complete:
+                        self.transport.write(_TOO_LARGE)
+                    self.transport.close()
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.in_headers = True
+
+        def on_headers_complete(self) -> None:
+            self.in_headers, self.header_bytes = False, 0
+            super().on_headers_complete()
+
+    class Mutual(Bounded):
         "Tells the application who is at the other end of the connection."
 
         def connection_made(self, transport: Any) -> None:
@@ -967,7 +993,7 @@ def tls_protocol() -> type:
             super().on_message_begin()
             self.scope["extensions"] = self.extensions
 
-    return TlsProtocol
+    return Mutual if mutual else Bounded
 
 
 def _tls_of(connection: Any) -> dict[str, Any]:

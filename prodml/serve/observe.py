@@ -20,6 +20,7 @@ import re
 import secrets
 import sys
 import tempfile
+import threading
 from argparse import ArgumentParser, Namespace
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -880,9 +881,16 @@ class Tracing:
             root.set_status(StatusCode.ERROR)
         root.end(end)
 
-    def close(self) -> None:
-        "Send what waits."
-        self._provider.shutdown()
+    def close(
+        self,
+        seconds: float = 3, # that a collector gets to take what waits
+    ) -> None:
+        "Send what waits. A server that shall stop does not wait for a collector that is gone."
+        ending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        ending.start()
+        ending.join(seconds)
+        if ending.is_alive():
+            logging.getLogger("prodml.serve.observe").warning("the last spans were not taken by the collector in %g s", seconds)
 
 
 class _Ids:
