@@ -25,13 +25,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from prodml.core.errors import InputError
 from prodml.serve.access import (
-    ANYONE, ROLES, Access, AccessSettings, JwtSettings, KeySet, Limit, Peers, Recent, Refused, Secret, TlsSettings, Tokens, certificate_of, check_exposure, keys_arguments, new_api_key,
+    ANYONE, ROLES, Access, AccessSettings, JwtSettings, KeySet, Limit, Peers, Recent, Refused, Secret, TlsSettings, Tokens, certificate_of, check_exposure, keys_arguments, load_certificates, new_api_key,
     read_keys, redact_logs, redacted, revoke_key, run_keys, usable_keys, uvicorn_tls,
 )
 from prodml.serve.problems import Problem
@@ -199,6 +199,7 @@ def test_a_rate_is_kept_and_says_when_to_come_back(file):
     assert [status_of(access, bearer(free)) for _ in range(50)] == [200] * 50
 
 
+@settings(deadline=None)
 @given(st.floats(0.1, 1000), st.integers(1, 50), st.lists(st.floats(0, 2), max_size=200))
 def test_a_bucket_never_gives_more_than_it_holds(rate, burst, gaps):
     limit, now, passed = Limit(rate, burst), 100.0, []
@@ -243,6 +244,7 @@ def test_what_is_kept_of_peers_is_bounded():
     assert list(recent.entries) == [3, 1, 4]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([b"authorization", b"x-api-key", b"host", b"origin", b"cookie"]), st.binary(max_size=200)), max_size=5), st.sampled_from(ROLES))
 def test_no_header_breaks_it(tmp_path_factory, headers, role):
     file = tmp_path_factory.getbasetemp() / "fuzz.json"
@@ -275,6 +277,7 @@ def test_a_server_does_not_start_open_to_others(host, file):
 @pytest.mark.parametrize("table", [
     {"jwt": {"issuer": "x", "audience": "y"}}, {"jwt": {"issuer": ISSUER, "audience": ""}}, {"jwt": {"issuer": ISSUER, "audience": "y", "algorithms": ["HS256"]}}, {"jwt": {"issuer": ISSUER, "audience": "y", "algorithms": ["none"]}},
     {"jwt": {"issuer": ISSUER, "audience": "y", "algorithms": []}}, {"jwt": {"issuer": ISSUER, "audience": "y", "jwks": "http://login.example.org/keys"}}, {"jwt": {"issuer": ISSUER, "audience": "y", "jwks": "file:///etc/passwd"}},
+    {"jwt": {"issuer": ISSUER, "audience": "y", "token_typ": "at+jwt"}}, {"jwt": {"issuer": ISSUER, "audience": ["y"]}}, {"jwt": {"issuer": ISSUER}}, {"jwt": "x"}, {"jwt": {"issuer": ISSUER, "audience": "y", "leeway_s": "x"}},
     {"jwt": {"issuer": ISSUER, "audience": "y", "role_names": {"admin": "root"}}}, {"certificates": {"CN=a": ["root"]}}, {"certificates": {"CN=a": []}}, {"rate_per_s": 0}, {"burst": -1}, {"reload_s": 0}, {"cache_s": 1e9},
 ])
 def test_settings_that_would_be_unsafe_are_refused(table):
@@ -594,6 +597,55 @@ def test_a_private_key_that_others_may_read_is_refused(house):
         uvicorn_tls(tls_of(house, key=str(house / "batch.key")))["ssl_context_factory"](None, None)
 
 
+def test_a_renewed_certificate_needs_no_restart(house):
+    new_api_key(house / "keys.json", "a", ["predict"])
+    access, tls = Access(AccessSettings(keys=str(house / "keys.json"))), tls_of(house, client_ca=None)
+
+    def shown(server):
+        with socket.create_connection(("localhost", server.port), timeout=5) as plain, client(house).wrap_socket(plain, server_hostname="localhost") as connection:
+            return connection.getpeercert()["serialNumber"]
+
+    with Running(access, tls) as server:
+        before = shown(server)
+        kept = (house / "server.pem").read_bytes()
+        (house / "server.pem").write_bytes((house / "batch.pem").read_bytes())
+        with pytest.raises(InputError):
+            load_certificates(server.server.config.ssl, tls)
+        assert shown(server) == before
+        (house / "server.key").write_bytes((house / "batch.key").read_bytes())
+        load_certificates(server.server.config.ssl, tls)
+        assert shown(server) != before and kept != (house / "server.pem").read_bytes()
+
+
+def exchanged(port: int, *parts: bytes) -> bytes:
+    """What a server answers to bytes, until it closes or nothing comes for half a second."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        got = b""
+        try:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(0.02)
+            connection.settimeout(0.5)
+            while piece := connection.recv(65_536):
+                got += piece
+        except OSError:
+            pass
+        return got
+
+
+def test_a_header_without_end_is_refused_and_a_long_body_is_not(file):
+    with Running(Access(AccessSettings()), TlsSettings()) as server:
+        start = b"GET / HTTP/1.1\r\nhost: localhost\r\nx: "
+        for endless in (start + b"a" * 35_000, b"GET /" + b"a" * 35_000, b"GET / HTTP/1.1\r\nhost: localhost\r\n" + b"x: a\r\n" * 6_000):
+            assert exchanged(server.port, endless, b"a" * 35_000).startswith(b"HTTP/1.1 431")
+            assert b" 200 " not in exchanged(server.port, endless, *[b"a" * 60_000] * 50, b"\r\n\r\n")
+        assert exchanged(server.port, start + b"a" * 20_000, b"a" * 20_000 + b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+        posted = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 300000\r\n\r\n"
+        twice = exchanged(server.port, posted + b"b" * 200_000, b"b" * 100_000, posted, b"b" * 300_000)
+        assert twice.count(b"HTTP/1.1 200") == 2
+        assert exchanged(server.port, *[b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"] * 20).count(b"HTTP/1.1 200") == 20
+
+
 # Secrets
 
 
@@ -645,6 +697,7 @@ open(sys.argv[1] + ".key", "w").write(key)
         assert secret not in text
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_redaction_never_fails(text):
     assert isinstance(redacted(text), str)

@@ -6,8 +6,8 @@
 __all__ = ['log', 'ROLES', 'ANYONE', 'ALGORITHMS', 'Caller', 'roles_of', 'Secret', 'redacted', 'Redaction', 'redact_logs', 'Key',
            'read_keys', 'new_api_key', 'revoke_key', 'keys_arguments', 'run_keys', 'keys_table', 'Limit', 'Recent',
            'JwtSettings', 'KeySet', 'usable_keys', 'Refused', 'Tokens', 'AccessSettings', 'KeyFile', 'Peers',
-           'is_local', 'Access', 'TlsSettings', 'is_loopback', 'check_exposure', 'tls_context', 'uvicorn_tls',
-           'tls_protocol', 'certificate_of']
+           'is_local', 'Access', 'TlsSettings', 'is_loopback', 'check_exposure', 'tls_context', 'load_certificates',
+           'uvicorn_tls', 'protocol_of', 'certificate_of']
 
 # %% ../../nbs/4_serve/14_access.ipynb #7e69bf30
 import hashlib
@@ -37,6 +37,7 @@ from typing import Any
 from ..bundle.sign import json_of
 from ..core.errors import InputError
 from ..core.files import written
+from .limits import settings_of
 from .problems import Problem
 
 # %% ../../nbs/4_serve/14_access.ipynb #1f1a07e5
@@ -606,7 +607,7 @@ class Tokens:
 class AccessSettings:
     "Who may ask: the table [access]. Without keys, jwt and certificates the server is open, and stays on loopback."
     keys: str | None = None # the key file
-    jwt: JwtSettings | None = None # whose tokens count
+    jwt: Any = None # whose tokens count: JwtSettings, or the table [access.jwt]
     certificates: Mapping[str, tuple[str, ...]] = field(default_factory=dict) # roles by subject (RFC 4514), such as "CN=batch,O=Example"
     rate_per_s: float | None = None # requests a second and caller; None has no limit
     burst: int | None = None # requests at once; None is one second's worth
@@ -617,7 +618,10 @@ class AccessSettings:
 
     def __post_init__(self) -> None:
         if isinstance(self.jwt, Mapping):
-            object.__setattr__(self, "jwt", JwtSettings(**self.jwt | {name: tuple(self.jwt[name]) for name in ("algorithms",) if isinstance(self.jwt.get(name), list)}))
+            # Unknown keys are refused here as well: a misspelt `token_type` would leave a check out.
+            object.__setattr__(self, "jwt", settings_of(JwtSettings, {"access.jwt": self.jwt}, "access.jwt"))
+        if self.jwt is not None and not isinstance(self.jwt, JwtSettings):
+            raise InputError("[access] jwt is no table", "Write [access.jwt] on a line of its own and its keys below.")
         for subject, roles in self.certificates.items():
             roles_of(roles, f"[access.certificates] {subject}")
         for name in ("rate_per_s", "burst"):
@@ -917,32 +921,68 @@ def tls_context(
     "The server's context: TLS 1.2 or newer, and client certificates as the settings say; InputError when the files do not fit."
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL}[tls.client] if tls.client_ca else ssl.CERT_NONE
+    load_certificates(context, tls)
+    return context
+
+
+def load_certificates(
+    context: ssl.SSLContext, # of `tls_context`, in use or not
+    tls: TlsSettings, # the files
+) -> None:
+    "Read certificate and key into the context; connections from now on have them. InputError when the files do not fit, and the old ones stay."
     passphrase = tls.key_passphrase.reveal() if tls.key_passphrase else os.environ.get("PRODML_TLS_PASSPHRASE", "")
     try:
-        context.load_cert_chain(tls.certificate, tls.key, lambda: passphrase)
-        if tls.client_ca:
-            context.load_verify_locations(tls.client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED if tls.client == "required" else ssl.CERT_OPTIONAL
+        # Tried in a context of its own first, for a half of a pair would stay in the one that is used.
+        for tried in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
+            tried.load_cert_chain(tls.certificate, tls.key, lambda: passphrase)
+            if tls.client_ca:
+                tried.load_verify_locations(tls.client_ca)
     except (OSError, ValueError) as error:
         raise InputError(f"the certificate, its key or the client authority cannot be used: {redacted(str(error))}", "Check that they are PEM, that the key is the certificate's, and PRODML_TLS_PASSPHRASE if it is encrypted.", file=tls.certificate) from None
-    return context
 
 
 def uvicorn_tls(
     tls: TlsSettings, # of [tls]
 ) -> dict[str, Any]:
-    "Options of `uvicorn.Config`: none without a certificate."
-    if not tls.certificate:
-        return {}
-    options = {"ssl_context_factory": lambda config, default: tls_context(tls), "ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
-    return options | ({"http": tls_protocol()} if tls.client_ca else {})
+    "Options of `uvicorn.Config`: the protocol, and with a certificate what TLS needs."
+    options = {"http": protocol_of(bool(tls.client_ca))}
+    return options | ({"ssl_context_factory": lambda config, default: tls_context(tls), "ssl_certfile": tls.certificate, "ssl_keyfile": tls.key} if tls.certificate else {})
 
 
-def tls_protocol() -> type:
-    "uvicorn's protocol of httptools, with the ASGI extension `tls` in the scope of each request."
+_HEADERS_BYTES = 65_536
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+def protocol_of(
+    mutual: bool, # whether clients show certificates
+) -> type:
+    "uvicorn's protocol of httptools, with a bound on headers; if `mutual`, with the ASGI extension `tls` in the scope of each request."
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    class TlsProtocol(HttpToolsProtocol):
+    class Bounded(HttpToolsProtocol):
+        "Ends a connection whose headers do not end."
+        in_headers, header_bytes = True, 0
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            # What came with a header that is whole does not count: it may be the body.
+            if self.in_headers:
+                self.header_bytes += len(data)
+                if self.header_bytes > _HEADERS_BYTES and not self.transport.is_closing():
+                    if self.cycle is None or self.cycle.response_complete:
+                        self.transport.write(_TOO_LARGE)
+                    self.transport.close()
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.in_headers = True
+
+        def on_headers_complete(self) -> None:
+            self.in_headers, self.header_bytes = False, 0
+            super().on_headers_complete()
+
+    class Mutual(Bounded):
         "Tells the application who is at the other end of the connection."
 
         def connection_made(self, transport: Any) -> None:
@@ -953,7 +993,7 @@ def tls_protocol() -> type:
             super().on_message_begin()
             self.scope["extensions"] = self.extensions
 
-    return TlsProtocol
+    return Mutual if mutual else Bounded
 
 
 def _tls_of(connection: Any) -> dict[str, Any]:

@@ -7,8 +7,8 @@ __all__ = ['STAGE_SECONDS', 'REQUEST_SECONDS', 'BATCH_ROWS', 'PROBABILITIES', 'O
            'TRAFFIC', 'LATENCY', 'MODEL', 'ROWS', 'KEEPING', 'METRICS', 'CONTENT_TYPE', 'Alert', 'Panel', 'Metric',
            'Numbers', 'others', 'adopt', 'Metrics', 'merged', 'text_of', 'queries', 'unit_of', 'dashboard', 'alerts_of',
            'rules', 'rule_tests', 'unknown_in', 'operations_files', 'stale_files', 'write_files', 'observe_arguments',
-           'run_observe', 'Trace', 'trace_of', 'is_sampled', 'ObserveSettings', 'Tracing', 'JsonLines', 'start_logs',
-           'RequestLog']
+           'run_observe', 'Trace', 'trace_of', 'is_sampled', 'ObserveSettings', 'Tracing', 'JsonLines',
+           'without_secrets', 'start_logs', 'RequestLog']
 
 # %% ../../nbs/4_serve/15_observe.ipynb #8f8cc785
 import contextlib
@@ -20,6 +20,7 @@ import re
 import secrets
 import sys
 import tempfile
+import threading
 from argparse import ArgumentParser, Namespace
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -75,7 +76,7 @@ class Metric:
     most: int = 1 # series, at most
     known: tuple[str, ...] = () # values of the one label that stand at 0 from the start
     merge: str = "sum" # how gauges of several processes become one: sum or max
-    panel: Panel | None = None # None is not shown
+    panels: tuple[Panel, ...] = () # that show it
     alerts: tuple[Alert, ...] = () # that ask for it first
 
     def width(self) -> int:
@@ -117,7 +118,7 @@ _LE = 'prodml_request_seconds_bucket{{route="predict",le="{}"}}'.format
 # %% ../../nbs/4_serve/15_observe.ipynb #ed218de9
 TRAFFIC = (
     Metric(
-        "prodml_requests_total", "counter", "Requests that were answered.", ("route", "status"), most=256, panel=Panel("Traffic", "Requests a second, by status", "status"), alerts=(
+        "prodml_requests_total", "counter", "Requests that were answered.", ("route", "status"), most=256, panels=(Panel("Traffic", "Requests a second, by status", "status"),), alerts=(
             Alert(
                 "ErrorsBurnFast", _burn(14.4, "1h", "5m"), 2, "page", "Errors use up the month's objective in two days.", "See the log for the status and route; if a rollout is under way, roll it back: prodml rollout rollback.",
                 {_OK: "0+600x120", _BAD: "0+12x120"}, {_OK: "0+600x120", _BAD: "0+6x120"}, 90,
@@ -138,9 +139,9 @@ TRAFFIC = (
             ),
         ),
     ),
-    Metric("prodml_in_flight_requests", "gauge", "Requests that are being answered now.", panel=Panel("Traffic", "Requests in flight")),
+    Metric("prodml_in_flight_requests", "gauge", "Requests that are being answered now.", panels=(Panel("Traffic", "Requests in flight"),)),
     Metric(
-        "prodml_refused_total", "counter", "Requests that were refused for who sent them, by reason.", ("reason",), most=16, known=REFUSALS, panel=Panel("Traffic", "Refused for who sent them", "reason"), alerts=(
+        "prodml_refused_total", "counter", "Requests that were refused for who sent them, by reason.", ("reason",), most=16, known=REFUSALS, panels=(Panel("Traffic", "Refused for who sent them", "reason"),), alerts=(
             Alert(
                 "Guessing", 'sum(rate(prodml_refused_total{reason=~"unknown|token|peer"}[5m])) > 1', 5, "ticket", "More than one request a second shows a key or token that does not count.",
                 "See the log for the address. A caller whose key has ended looks the same: prodml keys list.",
@@ -151,7 +152,7 @@ TRAFFIC = (
 )
 LATENCY = (
     Metric(
-        "prodml_request_seconds", "histogram", "Time from a request's first byte to the answer's last.", ("route",), REQUEST_SECONDS, most=32, panel=Panel("Latency", "Answers: p50, p95, p99"), alerts=(
+        "prodml_request_seconds", "histogram", "Time from a request's first byte to the answer's last.", ("route",), REQUEST_SECONDS, most=32, panels=(Panel("Latency", "Answers: p50, p95, p99"),), alerts=(
             Alert(
                 "Slow", 'histogram_quantile(0.99, sum by (le) (rate(prodml_request_seconds_bucket{route="predict"}[5m]))) > 0.1', 10, "ticket", "One answer in a hundred takes more than 100 ms.",
                 "See in the panel of stages where the time goes. Waiting: the machine is full. Predicting: another bundle, or another machine?",
@@ -159,12 +160,12 @@ LATENCY = (
             ),
         ),
     ),
-    Metric("prodml_stage_seconds", "histogram", "Time that a stage of answering takes.", ("stage",), STAGE_SECONDS, most=16, known=STAGES, panel=Panel("Latency", "Where the time goes: mean of each stage", "stage")),
-    Metric("prodml_batch_rows", "histogram", "Rows that the model was asked for at once.", (), BATCH_ROWS, panel=Panel("Latency", "Rows a batch", shown="heatmap")),
+    Metric("prodml_stage_seconds", "histogram", "Time that a stage of answering takes.", ("stage",), STAGE_SECONDS, most=16, known=STAGES, panels=(Panel("Latency", "Where the time goes: mean of each stage", "stage"),)),
+    Metric("prodml_batch_rows", "histogram", "Rows that the model was asked for at once.", (), BATCH_ROWS, panels=(Panel("Latency", "Rows a batch", shown="heatmap"),)),
 )
 MODEL = (
     Metric(
-        "prodml_prediction_probability", "histogram", "Probabilities that were answered.", ("version",), PROBABILITIES, most=16, panel=Panel("Model", "Mean probability, by version", "version"), alerts=(
+        "prodml_prediction_probability", "histogram", "Probabilities that were answered.", ("version",), PROBABILITIES, most=16, panels=(Panel("Model", "Mean probability, by version", "version", width=6), Panel("Model", "Probabilities answered", shown="heatmap", width=6)), alerts=(
             Alert(
                 "PredictionsShifted", f"abs({_mean('1h')} - {_mean('1d')}) > 0.1", 60, "ticket", "The mean probability of the last hour is more than 0.1 away from that of the day.",
                 "If the panel of degraded values shows nothing, look at the inputs: prodml watch. A day's rhythm that is that strong is a reason to raise the bound.",
@@ -172,9 +173,9 @@ MODEL = (
             ),
         ),
     ),
-    Metric("prodml_model_loaded", "gauge", "Versions of the model that can answer: 1.", ("model", "version"), most=32, merge="max", panel=Panel("Model", "Versions in use", "version")),
+    Metric("prodml_model_loaded", "gauge", "Versions of the model that can answer: 1.", ("model", "version"), most=32, merge="max", panels=(Panel("Model", "Versions in use", "version", width=6),)),
     Metric(
-        "prodml_rollout_verdicts_total", "counter", "What was decided about rollouts.", ("verdict",), most=8, known=VERDICTS, panel=Panel("Model", "Verdicts on rollouts", "verdict"), alerts=(
+        "prodml_rollout_verdicts_total", "counter", "What was decided about rollouts.", ("verdict",), most=8, known=VERDICTS, panels=(Panel("Model", "Verdicts on rollouts", "verdict", width=6),), alerts=(
             Alert(
                 "RolledBack", 'increase(prodml_rollout_verdicts_total{verdict="rolled_back"}[15m]) > 0', 0, "ticket", "A new version was taken back.", "prodml rollout status says which test decided, and on what.",
                 {'prodml_rollout_verdicts_total{verdict="rolled_back"}': "0x20 1x20"}, {'prodml_rollout_verdicts_total{verdict="rolled_back"}': "1x60", 'prodml_rollout_verdicts_total{verdict="promoted"}': "0x20 1x20"}, 25, {"verdict": "rolled_back"},
@@ -184,7 +185,7 @@ MODEL = (
 )
 ROWS = (
     Metric(
-        "prodml_broken_rules_total", "counter", "Rows that were refused, by the rule of the row contract that they break.", ("rule",), most=256, panel=Panel("Rows", "Refused rows a second, by rule", "rule"), alerts=(
+        "prodml_broken_rules_total", "counter", "Rows that were refused, by the rule of the row contract that they break.", ("rule",), most=256, panels=(Panel("Rows", "Refused rows a second, by rule", "rule"),), alerts=(
             Alert(
                 "RowsRefused", f"sum by (rule) (rate(prodml_broken_rules_total[15m])) > 0.05 * {_ROWS}", 15, "ticket", "A rule refuses more than 5 rows for 100 that are answered.", "A sender has changed its table. The answers name column, value and remedy; the log names the caller.",
                 {_COUNT: "0+600x90", 'prodml_broken_rules_total{rule="range"}': "0+60x90"}, {_COUNT: "0+600x90", 'prodml_broken_rules_total{rule="range"}': "0+20x90"}, 60, {"rule": "range"},
@@ -192,20 +193,20 @@ ROWS = (
         ),
     ),
     Metric(
-        "prodml_degraded_total", "counter", "Values that were missing or stale and were replaced, by column.", ("column",), most=256, panel=Panel("Rows", "Replaced values a second, by column", "column"), alerts=(
+        "prodml_degraded_total", "counter", "Values that were missing or stale and were replaced, by column.", ("column",), most=256, panels=(Panel("Rows", "Replaced values a second, by column", "column"),), alerts=(
             Alert(
                 "Degraded", f"sum by (column) (rate(prodml_degraded_total[15m])) > 0.1 * {_ROWS}", 15, "ticket", "More than a tenth of the rows is answered without a value that should be there.", "Is the materialiser running? The panel of the online table's age says since when it is not.",
                 {_COUNT: "0+600x90", 'prodml_degraded_total{column="lag"}': "0+120x90"}, {_COUNT: "0+600x90", 'prodml_degraded_total{column="lag"}': "0+30x90"}, 60, {"column": "lag"},
             ),
         ),
     ),
-    Metric("prodml_online_age_seconds", "gauge", "Age of the newest row of the online table.", merge="max", panel=Panel("Rows", "Age of the online table")),
+    Metric("prodml_online_age_seconds", "gauge", "Age of the newest row of the online table.", merge="max", panels=(Panel("Rows", "Age of the online table"),)),
 )
 KEEPING = (
-    Metric("prodml_feedback_total", "counter", "Labels that came in.", panel=Panel("Log", "Labels a second")),
-    Metric("prodml_log_waiting_records", "gauge", "Answers that are not yet in the log.", panel=Panel("Log", "Answers that wait for the log")),
+    Metric("prodml_feedback_total", "counter", "Labels that came in.", panels=(Panel("Log", "Labels a second"),)),
+    Metric("prodml_log_waiting_records", "gauge", "Answers that are not yet in the log.", panels=(Panel("Log", "Answers that wait for the log"),)),
     Metric(
-        "prodml_log_lost_total", "counter", "Answers that the log had no room for.", panel=Panel("Log", "Answers lost to the log", shown="number"), alerts=(
+        "prodml_log_lost_total", "counter", "Answers that the log had no room for.", panels=(Panel("Log", "Answers lost to the log", shown="number"),), alerts=(
             Alert(
                 "LogLoses", "increase(prodml_log_lost_total[5m]) > 0", 0, "page", "Answers are not recorded: they cannot be replayed.", "Is the disk full, or slow? The server goes on answering; stop it if every answer must be recorded.",
                 {"prodml_log_lost_total": "0x20 5x20"}, {"prodml_log_lost_total": "5x60"}, 22,
@@ -213,23 +214,23 @@ KEEPING = (
         ),
     ),
     Metric(
-        "prodml_workers", "gauge", "Processes that answer.", panel=Panel("Process", "Workers", shown="number", width=6), alerts=(
+        "prodml_workers", "gauge", "Processes that answer.", panels=(Panel("Process", "Workers", shown="number", width=6),), alerts=(
             Alert(
-                "ServerGone", "absent(prodml_workers) or prodml_workers == 0", 2, "page", "No server reports.", "Is it running? Is /metrics reachable, and has the scraper's key the role operate?",
+                "ServerGone", "absent(prodml_workers) or prodml_workers == 0", 2, "page", "No server reports.", "Is it running? Is /metrics reachable, and has the scraper's key the role audit?",
                 {"other_metric": "1x60"}, {"prodml_workers": "2x60"}, 30,
             ),
         ),
     ),
     Metric(
-        "prodml_start_time_seconds", "gauge", "When the youngest worker started, since 1970.", merge="max", panel=Panel("Process", "Age of the youngest worker", width=6, expression='time() - max(prodml_start_time_seconds{job=~"$job"})'), alerts=(
+        "prodml_start_time_seconds", "gauge", "When the youngest worker started, since 1970.", merge="max", panels=(Panel("Process", "Age of the youngest worker", width=6, expression='time() - max(prodml_start_time_seconds{job=~"$job"})'),), alerts=(
             Alert(
                 "WorkersDie", "changes(prodml_start_time_seconds[15m]) > 3", 0, "page", "Workers were started anew more than three times in a quarter of an hour.", "See the log for the last words of a worker, and the kernel's for memory.",
                 {"prodml_start_time_seconds": "1 2 3 4 5 6 7 8 9 10"}, {"prodml_start_time_seconds": "1x5 2x20"}, 9,
             ),
         ),
     ),
-    Metric("process_resident_memory_bytes", "gauge", "Memory of all workers.", panel=Panel("Process", "Memory", width=6)),
-    Metric("process_cpu_seconds_total", "counter", "Processor time of all workers.", panel=Panel("Process", "Processor cores in use", width=6)),
+    Metric("process_resident_memory_bytes", "gauge", "Memory of all workers.", panels=(Panel("Process", "Memory", width=6),)),
+    Metric("process_cpu_seconds_total", "counter", "Processor time of all workers.", panels=(Panel("Process", "Processor cores in use", width=6),)),
 )
 METRICS = (*TRAFFIC, *LATENCY, *MODEL, *ROWS, *KEEPING)
 
@@ -272,8 +273,10 @@ class Numbers:
         index: int, # of METRICS
         labels: tuple[str, ...], # values
     ) -> int:
-        "Where a series begins, made if it is new; `other` when there are too many."
+        "Where a series begins, made if it is new; `other` when there are too many. Of a long label the first 200 characters count."
         metric, series = METRICS[index], self.series[index]
+        if any(len(label) > 200 for label in labels):
+            labels = tuple(label[:200] for label in labels)
         if labels not in series:
             if len(series) >= metric.most - 1 and metric.labels:
                 labels = ("other",) * len(metric.labels)
@@ -292,6 +295,10 @@ class Numbers:
     def close(self) -> None:
         "Give the lock back; the numbers stay, as a dead worker's."
         if self._lock:
+            import fcntl
+
+            # Closing alone would not do: the mapping keeps the file open.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._names.close()
             self._lock.close()
 
@@ -349,6 +356,12 @@ def adopt(
                 taken.unlink()
                 left.path.with_suffix(".series").unlink()
                 found += 1
+    for path in numbers.path.parent.glob("*.values"):
+        # What another version of the table left can be added to nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if not path.name.startswith(_LAYOUT) and _is_dead(path):
+                path.unlink()
+                path.with_suffix(".series").unlink()
     return found
 
 # %% ../../nbs/4_serve/15_observe.ipynb #73d6b8ce
@@ -509,7 +522,10 @@ class Metrics:
     def tick(self) -> None:
         "Ask for what is watched; a server with several workers does it every second, so that the others see it."
         for at, value in self._watched.items():
-            self._values[at] = float(value())
+            try:
+                self._values[at] = float(value())
+            except Exception:  # one number that cannot be had must not hide the others
+                logging.getLogger("prodml.serve.observe").exception("a number that is watched could not be had")
         self.set("process_resident_memory_bytes", _resident_bytes())
         now = sum(os.times()[:2])
         self.count("process_cpu_seconds_total", by=now - self._cpu_seconds)
@@ -519,7 +535,7 @@ class Metrics:
         "What Prometheus reads: the numbers of all workers, in its text format."
         self.tick()
         found = [(self.numbers, False), *(others(self.numbers.path.parent, self.numbers.path) if self.numbers.path else ())]
-        return text_of(merged(found)).encode()
+        return text_of(merged(found)).encode(errors="replace")
 
     def close(self) -> None:
         "Leave the numbers to the next worker."
@@ -587,18 +603,20 @@ _SOURCE = {"type": "prometheus", "uid": "${source}"}
 
 
 def queries(
-    metric: Metric, # with a panel
+    metric: Metric, # that is shown
+    panel: Panel, # of it
 ) -> list[tuple[str, str]]:
-    "PromQL and legend of each line of the metric's panel."
-    name, by, rate = metric.name, metric.panel.by, "[$__rate_interval]"
-    chosen, each, legend = '{job=~"$job"}', f"sum by ({by}) " if by else "sum", f"{{{{{by}}}}}" if by else metric.panel.title
-    if metric.panel.expression:
-        return [(metric.panel.expression, legend)]
+    "PromQL and legend of each line of a panel."
+    name, by, rate = metric.name, panel.by, "[$__rate_interval]"
+    chosen, each, legend = '{job=~"$job"}', f"sum by ({by}) " if by else "sum", f"{{{{{by}}}}}" if by else panel.title
+    if panel.expression:
+        return [(panel.expression, legend)]
     if metric.kind == "counter":
-        return [(f"{each}({'increase' if metric.panel.shown == 'number' else 'rate'}({name}{chosen}{'[$__range]' if metric.panel.shown == 'number' else rate}))", legend)]
+        over = f"increase({name}{chosen}[$__range])" if panel.shown == "number" else f"rate({name}{chosen}{rate})"
+        return [(f"{each}({over})", legend)]
     if metric.kind == "gauge":
         return [(f"{each.replace('sum', metric.merge)}({name}{chosen})", legend)]
-    if metric.panel.shown == "heatmap":
+    if panel.shown == "heatmap":
         return [(f"sum by (le) (increase({name}_bucket{chosen}{rate}))", "{{le}}")]
     if by:
         return [(f"{each}(rate({name}_sum{chosen}{rate})) / {each}(rate({name}_count{chosen}{rate}))", legend)]
@@ -606,26 +624,27 @@ def queries(
 
 
 def unit_of(
-    metric: Metric, # with a panel
+    metric: Metric, # that is shown
+    panel: Panel, # of it
 ) -> str:
     "Grafana's name of the unit that is shown."
     if metric.kind == "counter":
-        return "short" if metric.panel.shown == "number" or "seconds" in metric.name else "reqps" if "requests" in metric.name else "cps"
+        return "short" if panel.shown == "number" or "seconds" in metric.name else "reqps" if "requests" in metric.name else "cps"
     return {"seconds": "s", "bytes": "bytes", "probability": "percentunit"}.get(metric.name.rpartition("_")[2], "short")
 
 
-def _panel(metric: Metric, number: int, x: int, y: int) -> dict[str, Any]:
+def _panel(metric: Metric, panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
     "A panel of Grafana."
-    kind = {"lines": "timeseries", "heatmap": "heatmap", "number": "stat"}[metric.panel.shown]
+    kind = {"lines": "timeseries", "heatmap": "heatmap", "number": "stat"}[panel.shown]
     targets = [
         {"datasource": _SOURCE, "expr": expression, "legendFormat": legend, "refId": chr(65 + at), "format": "heatmap" if kind == "heatmap" else "time_series"}
-        for at, (expression, legend) in enumerate(queries(metric))
+        for at, (expression, legend) in enumerate(queries(metric, panel))
     ]
     notes = [f"{alert.name} ({alert.severity}): {alert.summary}" for alert in metric.alerts]
     return {
-        "id": number, "type": kind, "title": metric.panel.title, "description": "\n\n".join([f"{metric.help} `{metric.name}`", *notes]), "datasource": _SOURCE,
-        "gridPos": {"x": x, "y": y, "w": metric.panel.width, "h": _HEIGHT}, "targets": targets, "fieldConfig": {"defaults": {"unit": unit_of(metric), "min": 0}, "overrides": []},
-        "options": {"calculate": False, "yAxis": {"unit": "short"}} if kind == "heatmap" else {"legend": {"displayMode": "list", "placement": "bottom"}} if kind == "timeseries" else {"reduceOptions": {"calcs": ["lastNotNull"]}},
+        "id": number, "type": kind, "title": panel.title, "description": "\n\n".join([f"{metric.help} `{metric.name}`", *notes]), "datasource": _SOURCE,
+        "gridPos": {"x": x, "y": y, "w": panel.width, "h": _HEIGHT}, "targets": targets, "fieldConfig": {"defaults": {"unit": "short" if kind == "heatmap" else unit_of(metric, panel), "min": 0}, "overrides": []},
+        "options": {"calculate": False, "yAxis": {"unit": unit_of(metric, panel)}} if kind == "heatmap" else {"legend": {"displayMode": "list", "placement": "bottom"}} if kind == "timeseries" else {"reduceOptions": {"calcs": ["lastNotNull"]}},
     }
 
 
@@ -634,15 +653,15 @@ def dashboard(
 ) -> dict[str, Any]:
     "A Grafana dashboard, as it is imported."
     panels, section, x, y = [], None, 0, 0
-    for metric in (metric for metric in metrics if metric.panel):
-        if metric.panel.section != section:
-            y, x, section = y + _HEIGHT if panels else 0, 0, metric.panel.section
+    for metric, panel in ((metric, panel) for metric in metrics for panel in metric.panels):
+        if panel.section != section:
+            y, x, section = y + _HEIGHT if panels else 0, 0, panel.section
             panels.append({"id": len(panels) + 1, "type": "row", "title": section, "collapsed": False, "gridPos": {"x": 0, "y": y, "w": _COLUMNS, "h": 1}, "panels": []})
             y += 1
-        if x + metric.panel.width > _COLUMNS:
+        if x + panel.width > _COLUMNS:
             x, y = 0, y + _HEIGHT
-        panels.append(_panel(metric, len(panels) + 1, x, y))
-        x += metric.panel.width
+        panels.append(_panel(metric, panel, len(panels) + 1, x, y))
+        x += panel.width
     job = {"name": "job", "label": "Job", "type": "query", "datasource": _SOURCE, "query": {"query": "label_values(prodml_workers, job)", "refId": "job"}, "refresh": 2, "includeAll": True, "allValue": ".*", "multi": True, "current": {"text": "All", "value": "$__all"}}
     source = {"name": "source", "label": "Data source", "type": "datasource", "query": "prometheus"}
     return {
@@ -666,15 +685,20 @@ def rules() -> dict[str, Any]:
     ]}]}
 
 
-def rule_tests() -> dict[str, Any]:
+_LONG_MINUTES = 120
+
+
+def rule_tests(
+    long: bool, # whether those alerts whose histories take hours, or the others
+) -> dict[str, Any]:
     "Tests of the rules for promtool: each alert on a history on which it fires, and on one on which it does not."
     tests = []
-    for alert in alerts_of():
+    for alert in (alert for alert in alerts_of() if (alert.after > _LONG_MINUTES) == long):
         fired = [{"exp_labels": {"severity": alert.severity, **alert.labels}, "exp_annotations": {"summary": alert.summary, "description": alert.remedy}}]
         for name, history, expected in ((f"{alert.name} fires", alert.fires, fired), (f"{alert.name} is silent", alert.silent, [])):
             series = [{"series": series, "values": values} for series, values in history.items()]
             tests.append({"name": name, "interval": "1m", "input_series": series, "alert_rule_test": [{"eval_time": f"{alert.after}m", "alertname": alert.name, "exp_alerts": expected}]})
-    return {"rule_files": ["alerts.yaml"], "evaluation_interval": "1m", "tests": tests}
+    return {"rule_files": ["alerts.yaml"], "evaluation_interval": "15m" if long else "1m", "tests": tests}
 
 
 _SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gauge": ("",)}
@@ -705,13 +729,13 @@ def operations_files() -> dict[str, str]:
         "global": {"scrape_interval": "15s"}, "rule_files": ["alerts.yaml"],
         "scrape_configs": [{"job_name": "prodml", "scheme": "http", "metrics_path": "/metrics", "static_configs": [{"targets": ["127.0.0.1:8000"]}]}],
     }
-    advice = "# Beyond loopback: `scheme: https`, and `authorization: {credentials_file: FILE}` with a key that has the role operate.\n"
+    advice = "# Beyond loopback: `scheme: https`, and `authorization: {credentials_file: FILE}` with a key that has the role audit.\n"
 
     def text(content: Any) -> str:
         return note + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
 
     return {
-        "prometheus/alerts.yaml": text(rules()), "prometheus/alerts.test.yaml": text(rule_tests()), "prometheus/prometheus.yaml": text(scrape).replace("scrape_configs:", advice + "scrape_configs:"),
+        "prometheus/alerts.yaml": text(rules()), "prometheus/alerts.test.yaml": text(rule_tests(long=False)), "prometheus/alerts.long.test.yaml": text(rule_tests(long=True)), "prometheus/prometheus.yaml": text(scrape).replace("scrape_configs:", advice + "scrape_configs:"),
         "grafana/prodml.json": json.dumps(dashboard(), indent=2) + "\n",
     }
 
@@ -857,9 +881,16 @@ class Tracing:
             root.set_status(StatusCode.ERROR)
         root.end(end)
 
-    def close(self) -> None:
-        "Send what waits."
-        self._provider.shutdown()
+    def close(
+        self,
+        seconds: float = 3, # that a collector gets to take what waits
+    ) -> None:
+        "Send what waits. A server that shall stop does not wait for a collector that is gone."
+        ending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        ending.start()
+        ending.join(seconds)
+        if ending.is_alive():
+            logging.getLogger("prodml.serve.observe").warning("the last spans were not taken by the collector in %g s", seconds)
 
 
 class _Ids:
@@ -898,7 +929,24 @@ class JsonLines(logging.Formatter):
         told |= getattr(record, "fields", None) or {}
         if record.exc_info and record.exc_info[0]:
             told["traceback"] = record.exc_text or self.formatException(record.exc_info)
-        return redacted(json.dumps(told, ensure_ascii=False, default=str))
+        return json.dumps({name: without_secrets(value, name) for name, value in told.items()}, ensure_ascii=False)
+
+
+def without_secrets(
+    value: Any, # of a field
+    name: str = "", # of the field
+) -> Any:
+    "The value for JSON: texts are redacted, and what is named like a secret is not shown. What JSON has no form for becomes text."
+    if isinstance(value, Mapping):
+        return {str(key): without_secrets(one, str(key)) for key, one in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], (str, bytes))
+        return [without_secrets(value[0]), without_secrets(value[1], str(value[0]))] if pair else [without_secrets(one, name) for one in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if redacted(f"{name}: x") != f"{name}: x":
+        return "***"
+    return value if isinstance(value, (int, float)) and value == value and abs(value) != float("inf") else redacted(str(value))
 
 
 def start_logs(
