@@ -31,7 +31,7 @@ def test_no_import_goes_up(path):
     assert not above, f"{own} may not use {above}"
 
 
-@pytest.mark.parametrize("floor", ["bundle", "stats"])
+@pytest.mark.parametrize("floor", ["bundle", "stats", "serve"])
 def test_the_serving_floors_import_nothing_heavy(floor):
     modules = [f"prodml.{floor}.{path.stem}" for path in MODULES if path.parent.name == floor]
     code = f"import sys, {', '.join(modules)}; print(sorted({HEAVY!r} & set(sys.modules)))"

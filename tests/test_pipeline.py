@@ -48,7 +48,7 @@ def needed_modules(stage: str) -> set[str]:
     for cell in cells:
         if not cell.lstrip().startswith("%"):
             todo |= imports(cell, f"prodml.{floor}")
-    if stage in ("features", "behaviour"):  # they import the module that conf/data names
+    if stage in ("features", "behaviour", "bundle"):  # they import the module that conf/data names
         named = [yaml.safe_load(path.read_text()).get("features", {}).get("module") for path in ROOT.glob("conf/data/*.yaml")]
         todo |= {ROOT / f"prodml/data/{name}.py" for name in named if name}
     done: set[Path] = set()

@@ -621,11 +621,11 @@ def test_the_table_holds_what_the_log_holds(tmp_path):
 def test_the_command_reads_the_servers_settings(tmp_path, capsys):
     import argparse
 
-    from prodml.serve.audit import add_audit_arguments, run_audit
+    from prodml.serve.audit import audit_arguments, run_audit
 
     def audit(*words):
         parser = argparse.ArgumentParser()
-        add_audit_arguments(parser)
+        audit_arguments(parser)
         code = run_audit(parser.parse_args([str(word) for word in words]))
         return code, capsys.readouterr().out
 

@@ -4,22 +4,19 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'SEVERITIES', 'ROW_KINDS', 'OPERATORS', 'TIME_PATTERN', 'plain_pattern', 'microseconds', 'check_rule',
-           'row_contract', 'Verdict', 'RowChecker']
+           'row_contract', 'read_value', 'Verdict', 'comparable_bound', 'RowChecker']
 
 # %% ../../nbs/0_bundle/02_contract.ipynb #ecb4d520
 import datetime
-import math
 import operator
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from .encode import picker
 from ..core.errors import InputError
 
 # %% ../../nbs/0_bundle/02_contract.ipynb #1729d2d5
@@ -201,7 +198,7 @@ class _Wrong:
         self.number = number
 
 
-def _read(value: Any, kind: str) -> Any:
+def read_value(value: Any, kind: str) -> Any:
     "The value as a rule compares it: None if missing, int, float, str, microseconds, or `_Wrong`."
     usual = type(value)
     if (usual is str and kind == "text") or (usual is int and kind == "int" and -(2**63) <= value < 2**63):
@@ -259,11 +256,11 @@ def _test(rule: Mapping[str, Any], types: Mapping[str, str]) -> tuple[Callable[.
         case "not_null":
             return (lambda value: value is None), "Send a value."
         case "range":
-            low, high = (_bound(rule[side], of) if side in rule else None for side in ("min", "max"))
+            low, high = (comparable_bound(rule[side], of) if side in rule else None for side in ("min", "max"))
             said = " and ".join(f"{word} {rule[side]}" for side, word in (("min", "from"), ("max", "up to")) if side in rule)
             return (lambda value: _outside(value, low, high)), f"Send a value {said}."
         case "allowed":
-            values = [_bound(value, of) for value in rule["values"]]
+            values = [comparable_bound(value, of) for value in rule["values"]]
             return (lambda value: not any(operator.eq(*_both(value, known)) for known in values)), f"Send one of {', '.join(map(str, rule['values'][:8]))}{' ...' if len(rule['values']) > 8 else ''}."
         case "pattern":
             matches = re.compile(plain_pattern(rule["pattern"]), re.ASCII).fullmatch
@@ -273,7 +270,7 @@ def _test(rule: Mapping[str, Any], types: Mapping[str, str]) -> tuple[Callable[.
     return (lambda left, right: not holds(*_both(left, _shifted(right, offset, of)))), f"Send values with {rule['columns'][0]} {rule['op']} {rule['columns'][1]}{shift}."
 
 
-def _bound(value: Any, kind: str) -> Any:
+def comparable_bound(value: Any, kind: str) -> Any:
     "A value of the contract as it is compared; a whole number may be held against a float."
     return microseconds(value) if kind == "time" else float(value) if kind == "float" else value
 
@@ -307,8 +304,6 @@ class RowChecker:
         for rule in contract["rules"]:
             groups = [tuple(rule["columns"])] if rule["rule"] == "compare" else [(name,) for name in rule["columns"]]
             self.rules.append((rule, *_test(rule, self.types), groups))
-        self._kinds = [(picker(names), _USUAL[kind], kind == "time") for kind in TYPES if (names := [name for name, own in self.types.items() if own == kind])]
-        self._quick = _Quick(self.rules, self.types)
 
     def __call__(
         self,
@@ -319,7 +314,7 @@ class RowChecker:
         if len({len(values) for values in raw.values()}) > 1:
             raise InputError(f"the columns have {', '.join(f'{name}: {len(values)}' for name, values in raw.items())} rows", "Send columns of equal length.")
         found = [Verdict(f"{name} is there", "column", "error", None, name, None, "Send the column; a missing value is null, not a missing column.") for name in self.types if name not in raw]
-        read = {name: [_read(value, self.types[name]) for value in values] for name, values in raw.items()}
+        read = {name: [read_value(value, self.types[name]) for value in values] for name, values in raw.items()}
         for name, values in read.items():
             remedy = f"Send {_SAID[self.types[name]]}, or null where it is missing."
             found += [Verdict(f"type of {name}", "type", "error", row, name, raw[name][row - 1], remedy) for row, value in enumerate(values, start=1) if isinstance(value, _Wrong)]
@@ -329,81 +324,6 @@ class RowChecker:
                     rows = _broken(test, rule["rule"] == "not_null", [read[name] for name in group])
                     found += [Verdict(rule["name"], rule["rule"], rule["severity"], row, group[0], raw[group[0]][row - 1], remedy) for row in rows]
         return sorted(found, key=lambda verdict: verdict.row or 0)
-
-    def passes(
-        self,
-        row: Mapping[str, Any], # column name -> value, as JSON has them; other columns are ignored
-    ) -> bool:
-        "Whether the row surely breaks no rule; where this cannot be told quickly it is False, and a call tells."
-        try:
-            for pick, usual, of_time in self._kinds:
-                values = pick(row)
-                kinds = set(map(type, values))
-                if not kinds <= usual:
-                    return False
-                if int in kinds:
-                    whole = [value for value in values if type(value) is int]
-                    if min(whole) < -(2**63) or max(whole) >= 2**63:
-                        return False
-                if of_time and not all(value is None or _time_known(value) is not None for value in values):
-                    return False
-            return self._quick.holds(row)
-        except KeyError:
-            return False
-
-
-_USUAL = {"int": {int, type(None)}, "float": {float, int, type(None)}, "time": {str, type(None)}, "text": {str, type(None)}}
-
-
-@lru_cache(maxsize=4096)
-def _kept_time(text: str) -> int | None:
-    return microseconds(text)
-
-
-def _time_known(text: str) -> int | None:
-    "Microseconds of a time; what was asked lately is remembered, since flights of one hour come together. A long text is no time."
-    return _kept_time(text) if len(text) <= 32 else None
-
-
-class _Quick:
-    "The rules of a row whose values are of the usual types, laid out by kind."
-
-    def __init__(self, rules: list[tuple], types: Mapping[str, str]):
-        self.ranges, self.allowed, self.others, needed = [], [], [], []
-        for rule, test, _, groups in rules:
-            for group in groups:
-                kinds = [types[name] for name in group]
-                match rule["rule"], kinds[0]:
-                    case "not_null", _:
-                        needed += group
-                    case "range", "int" | "float":
-                        # A float bound and a whole number are compared exactly here and as floats by the checker; what lies within exactly does so rounded too.
-                        self.ranges.append((group[0], *(_bound(rule[side], kinds[0]) if side in rule else sign * math.inf for side, sign in (("min", -1), ("max", 1)))))
-                    case "allowed", "text":
-                        self.allowed.append((group[0], frozenset([None, *rule["values"]])))
-                    case _:
-                        self.others.append((group, kinds, test))
-        self.needed, self.needed_floats = picker(dict.fromkeys(needed)), [name for name in dict.fromkeys(needed) if types[name] == "float"]
-
-    def holds(self, row: Mapping[str, Any]) -> bool:
-        "True if the row keeps to all rules; KeyError where a column is missing."
-        if None in self.needed(row):
-            return False
-        for name in self.needed_floats:
-            if row[name] != row[name]:
-                return False
-        for name, low, high in self.ranges:
-            value = row[name]
-            if value is not None and not low <= value <= high:
-                return False
-        for name, values in self.allowed:
-            if row[name] not in values:
-                return False
-        for group, kinds, test in self.others:
-            values = [_time_known(row[name]) if kind == "time" and row[name] is not None else _read(row[name], kind) for name, kind in zip(group, kinds)]
-            if None not in values and test(*values):
-                return False
-        return True
 
 
 def _broken(test: Callable[..., bool], of_missing: bool, columns: list[list]) -> list[int]:

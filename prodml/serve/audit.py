@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ACTS', 'MOST_FINDINGS', 'ANCHOR_FORMAT', 'BATCH_ROWS', 'present_user', 'heads', 'record_act', 'acts_of', 'Finding',
            'ChainState', 'Report', 'verify', 'write_anchor', 'read_anchor', 'Replay', 'find_bundle', 'replay', 'Erased',
-           'finish_acts', 'erase', 'Retained', 'retain', 'merged', 'export', 'show', 'told', 'add_audit_arguments',
+           'finish_acts', 'erase', 'Retained', 'retain', 'merged', 'export', 'show', 'told', 'audit_arguments',
            'run_audit']
 
 # %% ../../nbs/4_serve/13_audit.ipynb #569bf876
@@ -755,7 +755,7 @@ def _key_made(given: argparse.Namespace) -> int:
 _ACTIONS = {"show": _shown, "verify": _verified, "replay": _replayed, "erase": _erased, "retain": _retained, "anchor": _anchored, "export": _exported}
 
 
-def add_audit_arguments(
+def audit_arguments(
     parser: argparse.ArgumentParser, # of `prodml audit`
 ) -> None:
     "Give the parser its sub-commands."
@@ -792,7 +792,7 @@ def add_audit_arguments(
 
 
 def run_audit(
-    given: argparse.Namespace, # of `add_audit_arguments`
+    given: argparse.Namespace, # of `audit_arguments`
 ) -> int:
     "Do it; 0 if all is as it should be, 1 if not; InputError on bad input."
     if given.action == "new-key":

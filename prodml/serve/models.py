@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..bundle.bundle import MANIFEST, Bundle, open_bundle
-from ..bundle.contract import RowChecker
-from ..bundle.encode import RowEncoder, RowPacker, input_names
+from ..bundle.one_row import QuickChecker, RowPacker
+from ..bundle.encode import RowEncoder, input_names
 from ..bundle.sign import Paths
 from ..core.errors import InputError
 from ..core.files import read_json
@@ -69,7 +69,7 @@ class Served:
         self.bundle, self.version, self.folder, self.step = bundle, version, folder, step
         self.name, self.threshold = bundle.model, float(bundle.threshold)
         self.contract = request_contract(bundle.contract, bundle.encoding, step is not None)
-        self.check = RowChecker(self.contract)
+        self.check = QuickChecker(self.contract)
         self.inputs = input_names(bundle.encoding)
         # What a request must carry, in order.
         self.columns = list(dict.fromkeys([*self.contract["types"], *([] if step else self.inputs)]))
