@@ -68,5 +68,5 @@ lock: env ## requirements.lock anew from pyproject.toml; pins that still fit sta
 	@$(if $(UPGRADE),rm -f requirements.lock.new,cp requirements.lock requirements.lock.new)
 	@uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes --no-header --quiet \
 		--no-emit-package torch --no-emit-package prodml --output-file requirements.lock.new >/dev/null
-	@awk '/^[a-z]/ { drop = ($$0 ~ /^(nvidia-|cuda-|triton)/ && $$0 !~ /^nvidia-ml-py/) } !drop { print }' requirements.lock.new > requirements.lock.part
+	@awk '/^[a-z]/ { drop = ($$0 ~ /^(nvidia-|cuda-|triton==)/ && $$0 !~ /^nvidia-ml-py/) } !drop { print }' requirements.lock.new > requirements.lock.part
 	@mv requirements.lock.part requirements.lock && rm requirements.lock.new

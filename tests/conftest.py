@@ -52,3 +52,9 @@ def small_bundle(tmp_path_factory) -> Path:
     from prodml.trust.bundle import made_up_bundle
 
     return made_up_bundle(tmp_path_factory.mktemp("bundle") / "small")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with slow tests come first: of two workers, the one that gets a long file last would finish alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
