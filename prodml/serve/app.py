@@ -32,6 +32,7 @@ from .limits import Limits
 from .models import VERSION, Models, Served
 from .openapi import content, document, operation, parameter, ref, row_schemas
 from .problems import Problem, of_input, of_verdicts, told_of
+from .reader import as_dict
 from .rows import Columns, Prepared, decode_row, prepare_columns, prepare_rows, read_arrow, read_csv, read_json as read_json_rows, too_many, verdicts_on
 
 # %% ../../nbs/4_serve/04_app.ipynb #01e419f2
@@ -149,6 +150,8 @@ class _Base(Http):
         # Each kind of slow work has threads of its own, so that a label does not wait for an explanation.
         self.rows_threads, self.slow_thread, self.feedback_threads, self._explaining = ThreadPoolExecutor(2, "rows"), ThreadPoolExecutor(1, "slow"), ThreadPoolExecutor(16, "feedback"), 0
         self._described: tuple[Any, bytes] = (None, b"")
+        # A row that was read by its contract has 5.0 where 5 was sent; a log that keeps hashes wants what was sent.
+        self._reads = self.log is None or getattr(self.log, "takes_read", False)
         self._shadows: set[asyncio.Task] = set()
         for route in self._own_routes():
             self.add(route)
@@ -191,7 +194,7 @@ class _Predicting(_Base):
         "Answer one row or many; Problem 422 if one breaks the contract, unless `partial`."
         body = await request.body()
         try:
-            row = _plain_row(request.scope, body)
+            row = _flat(body) if _is_plain(request.scope, body) else None
             if row is not None:
                 return await self._one(request, self.chosen(request), row)
             return await self._many(request, body, request.header(b"content-type"), request.header(b"accept"))
@@ -201,15 +204,25 @@ class _Predicting(_Base):
 
     def predict_straight(self, request: Request, body: bytes) -> bool:
         "The same the short way, for one row as plain JSON."
-        row = _plain_row(request.scope, body)
-        if row is None:
+        if not _is_plain(request.scope, body):
             return False
-        served, now = self.chosen(request), time.time_ns() // 1000
-        packed = self._packed(served, row, now)
-        (served.batcher or self.batcher_of(served)).put(packed[0], packed[1], partial(self._ended, request, served, row, now, packed, time.perf_counter()))
-        return True
+        try:
+            served, now = self.chosen(request), time.time_ns() // 1000
+            row = served.read(body) if self._reads else None
+            if row is not None:
+                packed = served.packed_read(row, now)
+            else:
+                row = _flat(body)
+                if row is None:
+                    return False
+                packed = self._packed(served, row, now)
+            (served.batcher or self.batcher_of(served)).put(packed[0], packed[1], partial(self._ended, request, served, row, now, packed, time.perf_counter()))
+            return True
+        except Exception as error:
+            self._failed(request, error)
+            raise
 
-    def _ended(self, request: Request, served: Served, row: dict[str, Any], now: int, packed: tuple, prepared: float, probability: float | None, error: Exception | None) -> None:
+    def _ended(self, request: Request, served: Served, row: Any, now: int, packed: tuple, prepared: float, probability: float | None, error: Exception | None) -> None:
         "Answer what went straight."
         try:
             if error is not None:
@@ -235,7 +248,7 @@ class _Predicting(_Base):
         except InputError as error:
             raise of_input(error) from None
 
-    def _told(self, request: Request, served: Served, row: dict[str, Any], now: int, packed: tuple[bytes, bytes, list[str]], prepared: float, probability: float) -> bytes:
+    def _told(self, request: Request, served: Served, row: Any, now: int, packed: tuple[bytes, bytes, list[str]], prepared: float, probability: float) -> bytes:
         "What the caller is told, after it was counted and written down."
         numbers, codes, degraded = packed
         told = Prediction(os.urandom(12).hex(), served.name, served.version, probability, probability >= served.threshold, served.labels(probability), degraded)
@@ -268,10 +281,10 @@ class _Predicting(_Base):
         if wrong:
             raise of_verdicts(wrong)
 
-    def _to_rollout(self, request: Request, served: Served, row: dict[str, Any], probability: float, now: int) -> None:
+    def _to_rollout(self, request: Request, served: Served, row: Any, probability: float, now: int) -> None:
         self.rollout.record(served.version, True, time.perf_counter() - request.began, probability)
         if request.shadow is not None and len(self._shadows) < SHADOWS:
-            task = asyncio.ensure_future(self._shadow(request.shadow, row, now))
+            task = asyncio.ensure_future(self._shadow(request.shadow, row if isinstance(row, dict) else as_dict(row), now))
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
 
@@ -340,13 +353,18 @@ class _Predicting(_Base):
                 self.metrics.degraded(column)
 
 
-def _plain_row(scope: Mapping[str, Any], body: bytes) -> dict[str, Any] | None:
-    "The row of a request that sends one as flat JSON, wants JSON, and has no parameters; None for any other, which may be right as well."
+def _is_plain(scope: Mapping[str, Any], body: bytes) -> bool:
+    "Whether a request sends an object as JSON, wants JSON, and has no parameters; any other may be right as well."
     if body[:1] != b"{" or scope["query_string"]:
-        return None
+        return False
     for name, value in scope["headers"]:
         if (name == b"content-type" and value != JSON) or (name == b"accept" and value != b"*/*" and value != JSON):
-            return None
+            return False
+    return True
+
+
+def _flat(body: bytes) -> dict[str, Any] | None:
+    "The row, if it is one without anything nested."
     try:
         return decode_row(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -91,7 +91,7 @@ class Policy:
     ):
         self._inputs, self._redact = settings.inputs, frozenset(settings.redact)
         self._hashed = tuple(dict.fromkeys((*settings.redact, *(settings.subject if settings.inputs != "full" else ()))))
-        self._plain = settings.inputs == "full" and not self._redact
+        self.plain = settings.inputs == "full" and not self._redact
         self._name, self._key = (keyring.current, keyring.hash_keys[keyring.current]) if keyring else ("", b"")
 
     def kept(
@@ -99,7 +99,7 @@ class Policy:
         record: Record, # as it came
     ) -> Record:
         "The record as it is kept."
-        if self._plain:
+        if self.plain:
             return record
         inputs, full = dict(record.inputs or {}), self._inputs == "full"
         row = row_hash(self._key, inputs) if self._inputs == "hash" else ""
@@ -512,6 +512,7 @@ class PredictionLog:
     ):
         keyring = read_keyring(settings.keys) if settings.keys else None
         self.settings, self._policy = settings, Policy(settings, keyring)
+        self.takes_read = self._policy.plain # whether inputs may be a structure that is written as the dictionary would be
         try:
             self._chain = _free_chain(settings, keyring if settings.encrypt else None)
             self._index = Index(self._chain.folder)
