@@ -267,7 +267,7 @@ class Http:
         route: Route, # with a short way
         scope: Mapping[str, Any], # of the request, as ASGI has it
         body: bytes, # all of it
-        exchange: Any, # answer(status, headers, body), called once, now or later
+        exchange: Any, # answer(status, headers, body), called once, now or later, or abandon()
     ) -> bool:
         "Whether the request is answered the short way. If not, ASGI must be asked, with the same scope."
         request = Request(scope, None, self.limits, {}, route, exchange)
@@ -292,7 +292,11 @@ class Http:
     ) -> None:
         "Answer what was taken."
         self.going_straight -= 1
-        request.exchange.answer(status, self._leaving(request.scope, request.route, request, status, request.began, headers), body)
+        try:
+            request.exchange.answer(status, self._leaving(request.scope, request.route, request, status, request.began, headers), body)
+        except Exception: # others of the same batch wait for their answers
+            logger.exception("an answer of %s could not be sent", request.route.path)
+            request.exchange.abandon()
 
     def refuse(
         self,

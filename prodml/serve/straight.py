@@ -41,6 +41,11 @@ class Exchange:
         if not self.disconnected:
             self.connection.respond(self, status, headers, body)
 
+    def abandon(self) -> None:
+        "End the connection, since there will be no answer."
+        self.response_complete = True
+        self.connection.transport.abort()
+
 # %% ../../nbs/4_serve/04_straight.ipynb #f32daed8
 def straight_protocol(
     app: Http, # with routes that have a short way
