@@ -8,6 +8,8 @@ BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 LOCKED := $(VENV)/.locked
 FREE_GB := 6
+WORKERS ?= 2
+PYTEST := pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 .PHONY: help env data run test test-all smoke lab docs bench params lock
@@ -39,13 +41,13 @@ run: data ## the main job: dvc repro on the full data, then the table of results
 	@dvc repro
 	@prodml results
 
-test: env ## the tests (CI=true adds the slow ones)
+test: env ## the tests, two files at a time (CI=true adds the slow ones)
 	@prodml data fetch
-	@pytest $(if $(CI),,-m "not slow")
+	@$(PYTEST) $(if $(CI),,-m "not slow")
 
 test-all: env ## the tests, slow ones too
 	@prodml data fetch
-	@pytest
+	@$(PYTEST)
 
 smoke: data ## the whole pipeline on a sample, in build/smoke
 	@prodml trial build/smoke run=smoke

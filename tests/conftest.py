@@ -1,6 +1,8 @@
 """What several tests share."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +29,20 @@ def git(folder: Path, *arguments: str) -> str:
     """Run git as a committer of its own, and give back what it prints."""
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
     return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def stages_run(done: subprocess.CompletedProcess) -> list[str]:
+    """The stages that a `dvc repro` ran, in order."""
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return re.findall(r"Running stage '(\w+)'", done.stdout)
+
+
+def edit(notebook: Path, kind: str, text: str) -> None:
+    """Append a text to the last markdown cell, or to the last stage cell, of a notebook."""
+    content = json.loads(notebook.read_text())
+    fits = (lambda cell: cell["cell_type"] == "markdown") if kind == "prose" else (lambda cell: "".join(cell["source"]).startswith("#| stage"))
+    [cell for cell in content["cells"] if fits(cell)][-1]["source"].append(text)
+    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 @pytest.fixture
