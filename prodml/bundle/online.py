@@ -146,6 +146,10 @@ class SqliteStore:
         finally:
             connection.close()
 
+    def written_us(self) -> int | None:
+        "When the last batch was written, microseconds since 1970 UTC; None if none was. A problem is raised."
+        return (self._reader().execute("SELECT written_us FROM batches WHERE space = ?", (self.space,)).fetchone() or (None,))[0]
+
     def state(self) -> dict[str, Any]:
         "{rows, written_us, batch}. A problem is raised."
         connection = self._reader()
@@ -189,6 +193,11 @@ class RedisStore:
             batch.hset(f"prodml:{self.space}", mapping={"written_us": written_us, "rows": count})
             batch.execute()
         return count
+
+    def written_us(self) -> int | None:
+        "When the last batch was written, microseconds since 1970 UTC; None if none was. A problem is raised."
+        said = self._redis.hget(f"prodml:{self.space}", "written_us")
+        return None if said is None else int(said)
 
     def state(self) -> dict[str, Any]:
         "{rows (of the last batch), written_us, batch}. A problem is raised."

@@ -185,8 +185,16 @@ def materialise(
     for document, encoding in bundles:
         space = RowFormat(document, encoding).space
         if space not in spaces:
-            spaces[space] = OnlineTable(open_store(url, space)).put(encoded_rows(computed, document, encoding), written_us, keep_us)
+            spaces[space] = _put(OnlineTable(open_store(url, space)), encoded_rows(computed, document, encoding), written_us, keep_us)
     return {"rows": len(computed.rows), "final": int((computed.due == computed.as_of).sum()), "spaces": spaces, "silent": {group: int(flags.sum()) for group, flags in computed.silent.items()}}
+
+
+def _put(table: OnlineTable, rows: Iterator[tuple[bytes, int, bytes]], written_us: int, keep_us: int) -> int:
+    "The number of rows that were written; InputError if the table cannot be."
+    try:
+        return table.put(rows, written_us, keep_us)
+    except table.store.problems as error:
+        raise InputError(f"the online table cannot be written ({error})", "Give --online a file in a folder that may be written to, or the URL of a Redis that runs.") from error
 
 # %% ../../nbs/1_data/16_materialise.ipynb #2f29335b
 def feed_files(
@@ -295,24 +303,40 @@ def materialise_arguments(
     parser.add_argument("--online", required=True, metavar="URL", help="the table that servers look up in: a file, or redis://HOST")
     parser.add_argument("--schedule", type=Path, metavar="FILE", help="coming rows with the columns of a request, Parquet or CSV, read anew each round (default: those of the raw tables)")
     parser.add_argument("--ahead-hours", type=float, default=Horizon.ahead_hours, metavar="HOURS", help=f"how far ahead rows are made ready (default {Horizon.ahead_hours:g})")
-    parser.add_argument("--every", dest="every_s", type=float, metavar="SECONDS", help="a round each so many seconds, until it is stopped (default: one round)")
+    parser.add_argument("--every", dest="every_s", type=_seconds, metavar="SECONDS", help="a round each so many seconds, until it is stopped (default: one round)")
     parser.add_argument("--now", type=datetime.datetime.fromisoformat, metavar="TIME", help="the time to compute for, for a replay (default the clock; UTC if it has no zone)")
     parser.add_argument("--trusted", type=Path, nargs="+", metavar="PATH", help="public keys, or folders of them (default PRODML_TRUSTED_KEYS)")
     parser.add_argument("--unsigned", action="store_true", help="take a bundle that nobody signed")
+
+
+def _seconds(text: str) -> float:
+    "The seconds; an error of the command line if they are none that can be waited."
+    seconds = float(text)
+    if not 0 < seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds from above 0 to those of a day")
+    return seconds
+
+
+def _project() -> Path:
+    "The project; InputError if there is none, since its tables and settings are needed."
+    try:
+        return project_root()
+    except FileNotFoundError as error:
+        raise InputError(str(error), "The tables and conf/ of the project are what features are computed from.") from error
 
 
 def run_materialise(
     given: argparse.Namespace, # of `materialise_arguments`
 ) -> int:
     "Run `prodml materialise`: one round, or one every `every_s` seconds until it is stopped; 0 if it ended well."
-    root, data = project_root(), read_params()["data"]
+    root, data = _project(), read_params()["data"]
     bundles, horizon = open_documents(given.bundles, given.trusted, given.unsigned), Horizon(ahead_hours=given.ahead_hours)
     while True:
         start, now = time.monotonic(), utc(given.now or datetime.datetime.now(datetime.UTC))
         try:
             report = refresh(bundles, given.online, given.schedule, now, data, root, horizon)
-            silent = "".join(f"; {group} missing in {rows:,}" for group, rows in report["silent"].items())
-            print(f"{now:%Y-%m-%d %H:%M:%S} {report['rows']:,} rows, {report['final']:,} final, in {report['seconds']:.1f} s{silent}", flush=True)
+            told = [f"{group} missing in {rows:,}" for group, rows in report["silent"].items()] or ([] if report["rows"] else [_NONE_DUE])
+            print("; ".join([f"{now:%Y-%m-%d %H:%M:%S} {report['rows']:,} rows, {report['final']:,} final, in {report['seconds']:.1f} s", *told]), flush=True)
         except Exception as error: # a round may fail for many reasons, none of which shall end the process
             if given.every_s is None:
                 raise
@@ -320,3 +344,6 @@ def run_materialise(
         if given.every_s is None:
             return 0
         time.sleep(max(0.0, given.every_s - (time.monotonic() - start)))
+
+
+_NONE_DUE = "no question is due near this time: name the coming rows by --schedule, or another time by --now"

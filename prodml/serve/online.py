@@ -6,6 +6,7 @@
 __all__ = ['OnlineSettings', 'FeatureSource', 'feature_source']
 
 # %% ../../nbs/4_serve/08_online.ipynb #13193add
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -196,6 +197,19 @@ class FeatureSource:
             absent = {name: codes[:, list(self.encoder.lookups).index(name)] == -1 for name in self.encoder.asked_absent}
             return *self.encoder.filled(numbers.copy(), np.maximum(codes, 0), absent), degraded
         return numbers, np.maximum(codes, 0) if degraded and any(degraded) else codes, degraded
+
+    def age_seconds(
+        self,
+        now_us: int | None = None, # now, in microseconds since 1970 UTC; None asks the clock
+    ) -> float:
+        "Seconds since the last batch was written, for the metric of that name: 0 if nothing is looked up, infinite where no batch can be read."
+        if self.table is None:
+            return 0.0
+        try:
+            written = self.table.store.written_us()
+        except self.table.store.problems:
+            written = None
+        return math.inf if written is None else ((time.time_ns() // 1000 if now_us is None else now_us) - written) / 1e6
 
     def state(self) -> dict[str, Any]:
         "{space, rows, written_us, batch, failures, problem} of the online table, for health and metrics; empty if nothing is looked up."
