@@ -304,6 +304,7 @@ class _Predicting(_Base):
     async def _many(self, request: Request, body: bytes, kind: bytes | None, accept: bytes | None) -> Answer:
         query = request.query("partial", "version")
         form, partial = accepted(accept, FORMS), flag(query, "partial")
+        _check_plain(request)
         served, now = self.chosen(request, query.get("version")), time.time_ns() // 1000
         large = len(body) > 200 * MANY_ROWS
         given = await self.placed(large, _read, served, body, media_type(kind), self.limits)
@@ -385,6 +386,13 @@ def _caller(request: Request) -> str:
     return "" if request.caller is None else request.caller.name
 
 
+def _check_plain(request: Request) -> None:
+    "Problem 415 on a body that is packed."
+    encoding = request.header(b"content-encoding")
+    if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
+        raise Problem(415, detail=f"The body is packed as {encoding[:40].decode('latin-1')!r}. Send it as it is.", headers={"Accept-Encoding": "identity"})
+
+
 def _read(served: Served, body: bytes, kind: bytes, limits: Limits) -> Any:
     "One row, rows or columns by the media type; Problem 415 on another one."
     if kind == JSON:
@@ -429,9 +437,10 @@ class App(_Predicting):
         "How much each column moves the answer of each row."
         query, kind = request.query("partial", "version"), media_type(request.header(b"content-type"))
         accepted(request.header(b"accept"), (JSON,))
+        _check_plain(request)
         partial, body = flag(query, "partial"), await request.body()
         served, now = self.chosen(request, query.get("version")), time.time_ns() // 1000
-        given = _read(served, body, kind, self.limits)
+        given = await self.placed(len(body) > 200 * MANY_ROWS, _read, served, body, kind, self.limits)
         rows = given.rows if isinstance(given, Columns) else 1 if isinstance(given, dict) else len(given)
         if rows > self.limits.explain_rows:
             raise too_many(rows, self.limits.explain_rows)

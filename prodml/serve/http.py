@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl
 
 from .batching import overloaded
 from .limits import Limits
@@ -85,9 +85,13 @@ class Request:
         self,
         *known: str, # parameters that the route takes; others are ignored
     ) -> dict[str, str]:
-        "The parameters of the address that are known; Problem 422 where one comes twice."
+        "The parameters of the address that are known; Problem 422 where one comes twice, or there are too many."
         found: dict[str, str] = {}
-        for name, value in parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=100):
+        try:
+            given = parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=100)
+        except ValueError:
+            raise Problem(422, detail="The address has more than 100 parameters. Send those alone that the description names.") from None
+        for name, value in given:
             if name in found and name in known:
                 raise Problem(422, detail=f"The parameter {name} comes twice. Send it once.")
             found[name] = value
@@ -322,7 +326,7 @@ class Http:
         # The last part tells paths apart soonest.
         for fixed, variable, methods in self._patterns.get(len(parts), {}).values():
             if all(parts[at] == name for at, name in fixed) and all(parts[at] for at, _ in variable):
-                return methods, {name: unquote(parts[at]) for at, name in variable}
+                return methods, {name: parts[at] for at, name in variable}
         raise Problem(404, detail="There is no such path. See /openapi.json for those that there are.")
 
     def _refused(self, scope: Mapping[str, Any], problem: Problem) -> Answer:

@@ -337,6 +337,8 @@ def _hurried(protocol: type, seconds: float) -> type:
     "The protocol, with an end to the time until the first header is whole."
 
     class Hurried(protocol):
+        patience = seconds
+
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self.first = self.loop.call_later(seconds, transport.abort)
