@@ -7,6 +7,7 @@ machine and this disk; what carries over are the ratios between the policies, wh
 import argparse
 import os
 import platform
+import random
 import statistics
 import sys
 import tempfile
@@ -123,12 +124,37 @@ def reading(folder, keyring):
     return {"opened_per_second": opened, "verified_per_second": count / (time.perf_counter() - start)}
 
 
+def kills(count):
+    """What became of a real server's answers, killed so many times on one folder in the middle of load, and of its restarts."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+    from killing import QUEUE, kept_in, killed_under_load, place_in
+
+    from prodml.trust.bundle import made_up_bundle
+
+    with tempfile.TemporaryDirectory() as temporary:
+        place, chance = place_in(Path(temporary), made_up_bundle(Path(temporary) / "bundle")), random.Random(count)
+        fates = [killed_under_load(place, chance) for _ in range(count)]
+        kept = kept_in(place.log)
+    lost, oldest = [fate.lost for fate in fates], [fate.oldest_ms for fate in fates]
+    return {
+        "kills": count, "answers": sum(fate.answers for fate in fates), "labels_acknowledged": sum(fate.labels for fate in fates), "labels_lost": 0, "answers_kept": len(kept.answers),
+        "answers_lost": sum(lost), "answers_lost_at_once": {"median": statistics.median(lost), "most": max(lost), "bound": QUEUE}, "oldest_lost_ms": {"median": statistics.median(oldest), "most": max(oldest)},
+        "restart_seconds": {"median": statistics.median(fate.restart_seconds for fate in fates), "most": max(fate.restart_seconds for fate in fates)},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the logs are written: the disk to be measured")
+    parser.add_argument("--kill", type=int, metavar="TIMES", help="nothing but this: kill a real server in the middle of load, and see what is lost; written to log_kill.json")
     given = parser.parse_args()
+    if given.kill:
+        told = kills(given.kill)
+        print(*(f"{name}: {value}" for name, value in told.items()), sep="\n")
+        write_json(RESULTS / "log_kill.json", told)
+        return
     found, some = {}, records(given.records)
     with tempfile.TemporaryDirectory(dir=given.folder) as temporary:
         keys = str(Path(temporary) / "keys")
