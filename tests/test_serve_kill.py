@@ -2,11 +2,12 @@
 
 import os
 import random
+import resource
 import signal
 import time
 from pathlib import Path
 
-from killing import Load, check, kept_in, killed_under_load, place_in, start
+from killing import QUEUE, ROWS, Load, ask, check, connection, kept_in, killed_under_load, place_in, start
 
 from prodml.serve.audit import replay
 from prodml.serve.log_format import chain_folders, segment_paths
@@ -22,6 +23,36 @@ def test_a_server_that_is_killed_loses_no_label(small_bundle, tmp_path):
         assert replay(place.log, own, [small_bundle], unsigned=True).verdict == "identical"
 
 
+def test_a_server_that_cannot_record_is_not_ready_until_it_can(small_bundle, tmp_path):
+    """No file may grow, as on a disk that is full: labels are refused at once, answers when the queue is full, and all that was answered is kept."""
+    place = place_in(tmp_path, small_bundle)
+    process = start(place)
+    try:
+        caller, unlimited = connection(place), resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+        first = ask(caller, "POST", "/v1/predict", ROWS[0])[1]["id"]
+        assert ask(caller, "POST", "/v1/feedback", {"id": first, "label": 1})[0] == 200
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, unlimited[1]))
+        assert ask(caller, "POST", "/v1/feedback", {"id": first, "label": 0})[0] == 503
+        status, told = ask(caller, "GET", "/health/ready")
+        assert status == 503 and "File too large" in told["detail"] and ask(caller, "GET", "/health/live")[0] == 200
+        told, status = [], 200
+        while status == 200:
+            status, answer = ask(caller, "POST", "/v1/predict", ROWS)
+            told += [one["id"] for one in answer.get("predictions", [])]
+        assert status == 503 and answer["title"] == "The prediction log cannot be written" and len(told) <= QUEUE
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, unlimited)
+        until = time.monotonic() + 30
+        while ask(caller, "GET", "/health/ready")[0] != 200:
+            assert time.monotonic() < until, "it does not come back by itself"
+            time.sleep(0.05)
+        assert ask(caller, "POST", "/v1/feedback", {"id": told[-1], "label": 0})[0] == 200
+        kept = kept_in(place.log)
+        assert {first, *told} <= kept.answers and kept.labels == {first, told[-1]}
+    finally:
+        process.terminate()
+    assert process.wait(30) == 0
+
+
 def children(process: int) -> list[int]:
     """The processes that a process has started."""
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
@@ -31,17 +62,24 @@ def segments(log: Path) -> int:
     return sum(len(segment_paths(chain)) for chain in chain_folders(log))
 
 
+def wait_for_segments(log: Path, count: int) -> None:
+    """Every process that starts begins a segment."""
+    until = time.monotonic() + 60
+    while segments(log) < count:
+        assert time.monotonic() < until, "a worker did not start"
+        time.sleep(0.05)
+
+
 def test_a_worker_that_is_killed_is_replaced_and_its_chain_goes_on(small_bundle, tmp_path):
     place = place_in(tmp_path, small_bundle)
     process = start(place, "--workers", "2")
+    wait_for_segments(place.log, 2)
     load = Load(place)
     try:
         load.wait(labels=10)
-        (victim, other), until, begun = children(process.pid), time.monotonic() + 30, segments(place.log)
-        os.kill(victim, signal.SIGKILL)
-        while segments(place.log) == begun:
-            assert time.monotonic() < until and other in children(process.pid), "the worker was not replaced"
-            time.sleep(0.05)
+        begun = segments(place.log)
+        os.kill(children(process.pid)[0], signal.SIGKILL)
+        wait_for_segments(place.log, begun + 1)
         load.wait(labels=len(load.labels) + 10)
     finally:
         load.end()

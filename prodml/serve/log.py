@@ -293,6 +293,14 @@ class Chain:
         self._begin()
         return self._append(entries)
 
+    def begin_anew(self) -> None:
+        "Begin a segment, due or not: OSError while the disk takes nothing."
+        if self._broken:
+            self._release()
+            self._open()
+        else:
+            self._begin()
+
     def turn_day(self) -> None:
         "Begin a segment if the day of this one is over and it holds something, so that retention can let it go."
         if self.end > self._first_end and time.time_ns() // 86_400_000_000_000 != self._day:
@@ -529,6 +537,13 @@ class PredictionLog:
         "How many records wait in memory."
         return len(self._pending)
 
+    @property
+    def unready(self) -> str:
+        "Why no answer should be asked for now; empty while answers are kept, or where they are given without it."
+        if self.settings.when_full == "drop":
+            return ""
+        return self.trouble or (f"{self.pending:,} records wait for the disk" if self.pending >= self._most else "")
+
     def append(
         self,
         record: Record, # one answer
@@ -620,6 +635,10 @@ class PredictionLog:
         commits = [self._commits.popleft() for _ in range(len(self._commits))]
         left = len(self._pending)
         try:
+            if self.trouble and not left:
+                # Nobody waits, so the log asks the disk itself: readiness must come back without a request.
+                self._chain.begin_anew()
+                self.trouble = ""
             while left or commits or self._dropped.count:
                 # They leave the queue when they are on the disk, so that the queue's bound is the bound of what can be lost.
                 taken = [self._pending[place] for place in range(min(left, BATCH))]
