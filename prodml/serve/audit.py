@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['ACTS', 'MOST_FINDINGS', 'ANCHOR_FORMAT', 'BATCH_ROWS', 'present_user', 'heads', 'record_act', 'acts_of', 'Finding',
            'ChainState', 'Report', 'verify', 'write_anchor', 'read_anchor', 'Replay', 'find_bundle', 'replay', 'Erased',
-           'finish_acts', 'erase', 'Retained', 'retain', 'merged', 'export', 'show', 'told', 'audit_arguments',
-           'run_audit']
+           'finish_acts', 'erase', 'Retained', 'retain', 'merged', 'export', 'recorded', 'show', 'told',
+           'audit_arguments', 'run_audit']
 
 # %% ../../nbs/4_serve/13_audit.ipynb #569bf876
 import argparse
+import base64
 import getpass
 import json
 import os
@@ -21,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from heapq import merge
 from itertools import takewhile
 from pathlib import Path
@@ -31,6 +32,7 @@ import msgspec
 import numpy as np
 
 from ..bundle.bundle import MANIFEST, Bundle, open_bundle
+from ..bundle.encode import RowEncoder
 from ..bundle.sign import Paths, check_signature, private_key, signature_of, trusted_keys
 from ..core.errors import InputError
 from ..core.files import written
@@ -328,8 +330,8 @@ def verify(
     return Report(states, sum(map(len, seen.values())))
 
 
-def _time(at_us: int) -> str:
-    return datetime.fromtimestamp(at_us / 1e6, UTC).isoformat(timespec="seconds")
+def _time(at_us: int, to: str = "seconds") -> str:
+    return f"{(datetime(1970, 1, 1) + timedelta(microseconds=at_us)).isoformat(' ', to)} UTC"
 
 # %% ../../nbs/4_serve/13_audit.ipynb #1f56da9b
 ANCHOR_FORMAT = 1
@@ -380,33 +382,42 @@ class Replay(NamedTuple):
 
 
 def find_bundle(
-    places: Iterable[str | Path], # bundles, or folders of bundles
+    places: Iterable[str | Path], # bundles, folders of bundles, or registries
     manifest_hash: str, # of `bundle_hash`
 ) -> Path | None:
     "The bundle with this manifest; None if it is in none of the places."
     for place in map(Path, places):
-        for folder in (place, *sorted(path.parent for path in place.glob(f"*/{MANIFEST}"))):
+        for folder in (place, *sorted(path.parent for path in (*place.glob(f"*/{MANIFEST}"), *place.glob(f"bundles/*/{MANIFEST}")))):
             if (folder / MANIFEST).is_file() and bundle_hash(folder) == manifest_hash:
                 return folder
     return None
 
 
-def _answer_again(bundle: Bundle, record: Logged) -> tuple[np.ndarray, str]:
-    "The probability, float32 [1], and what it was computed from; InputError when that was not kept."
+def _encoded_again(bundle: Bundle, record: Logged) -> tuple[np.ndarray, np.ndarray, str]:
+    "Numbers float32 [1, n], codes int64 [1, c], and where they come from; InputError when that was not kept."
     if record.features is not None:
         numbers, codes = len(bundle.encoding["numeric"]), len(bundle.encoding["categorical"])
         if len(record.features) != 4 * numbers + 8 * codes:
             raise InputError("the features have another length than the bundle's encoding", "Look for the bundle that answered.")
         split = np.frombuffer(record.features[:4 * numbers], np.float32), np.frombuffer(record.features[4 * numbers:], np.int64)
-        return bundle.predict_encoded(split[0][None].copy(), split[1][None].copy()), "the features that the graph was given"
+        return split[0][None].copy(), split[1][None].copy(), "the features that the graph was given"
     if not record.inputs:
         raise InputError(f"the inputs were not kept (policy {record.kept!r})", "A replay needs inputs = \"full\" in [log].")
     try:
-        columns = {name: np.array([value], object) for name, value in record.inputs.items()}
-        return bundle.predict(columns), "the inputs"
+        return *RowEncoder(bundle.encoding)({name: np.array([value], object) for name, value in record.inputs.items()}), "the inputs"
     except InputError as error:
-        gone = f"; redacted are {', '.join(sorted(record.redacted))}" if record.redacted else ""
-        raise InputError(f"the inputs alone do not give the features ({error.problem}{f', column {error.column}' if error.column else ''}{gone})", "Keep the features too.") from None
+        because = f" (they could tell what is redacted: {', '.join(sorted(record.redacted))})" if record.redacted else ""
+        raise InputError(f"the features were not kept{because}, and the inputs alone do not give them ({error.problem}{f', column {error.column}' if error.column else ''})", "Keep the features too.") from None
+
+
+def _explained_again(bundle: Bundle, record: Logged, numbers: np.ndarray, codes: np.ndarray) -> str:
+    "Where the explanation differs from the logged one, in words; empty if it does not, or there is none."
+    if not record.explanation or bundle.explaining is None:
+        return ""
+    shares = dict(zip(bundle.explaining["columns"], bundle.explainer(numbers, codes).shares[0].tolist()))
+    # What was redacted is not in the logged one.
+    apart = [name for name, share in record.explanation.items() if shares.get(name) != share]
+    return f" The explanation differs in {', '.join(apart)}." if apart else ""
 
 
 def replay(
@@ -418,21 +429,26 @@ def replay(
     unsigned: bool = False, # as of `open_bundle`
 ) -> Replay:
     "Compute an answer again; InputError when there is no such prediction."
-    content = _prediction(folder, prediction_id, keyring).content
+    content, bundles = _prediction(folder, prediction_id, keyring).content, list(bundles)
     if content is None:
         return Replay("impossible", "The record was erased.")
     place = find_bundle(bundles, content.bundle)
     if place is None:
-        return Replay("impossible", f"The bundle {content.bundle or '(not recorded)'} of {content.model} {content.version} is in none of the places.", content.output)
+        looked = ", ".join(map(str, bundles)) or "no place"
+        return Replay("impossible", f"The bundle that answered, {content.model} {content.version} with the manifest {content.bundle or '(not recorded)'}, is not in {looked}. Name it, or the folder of it: --bundles PATH.", content.output)
     bundle = open_bundle(place, trusted=trusted, unsigned=unsigned, rejected=True)
     try:
-        probability, by = _answer_again(bundle, content)
+        numbers, codes, by = _encoded_again(bundle, content)
     except InputError as error:
         return Replay("impossible", f"{error.problem[:1].upper()}{error.problem[1:]}.", content.output)
+    probability, apart = bundle.predict_encoded(numbers, codes), _explained_again(bundle, content, numbers, codes)
     computed = float(probability[0])
-    if np.float32(content.output).tobytes() == probability.tobytes() and content.output == computed:
-        return Replay("identical", f"Computed from {by}, by {place}: the same bits.", content.output, computed)
-    return Replay("different", f"Computed from {by}, by {place}: {computed - content.output:+.3g}.", content.output, computed)
+    if content.output != computed:
+        return Replay("different", f"Computed from {by}, by {place}: {computed - content.output:+.3g}.{apart}", content.output, computed)
+    if apart:
+        return Replay("different", f"Computed from {by}, by {place}: the same bits.{apart}", content.output, computed)
+    too = ", the explanation too" if content.explanation else ""
+    return Replay("identical", f"Computed from {by}, by {place}: the same bits{too}.", content.output, computed)
 
 
 def _prediction(folder: str | Path, prediction_id: str, keyring: Keyring | None) -> Entered:
@@ -672,22 +688,74 @@ def _row(record: Logged, label: Any, numbers: Mapping[str, bool]) -> dict[str, A
     return row
 
 # %% ../../nbs/4_serve/13_audit.ipynb #907f1f9d
-def show(
+def recorded(
     folder: str | Path, # a log
     prediction_id: str, # of the answer
     keyring: Keyring | None = None, # of an encrypted log
-) -> str:
-    "All that is recorded of a prediction, as JSON a record; InputError when there is nothing."
+) -> list[dict[str, Any]]:
+    "All that is recorded of a prediction: of each record where it lies, its kind, its time, and its content or who erased it; InputError when there is nothing."
     found = find(folder, prediction_id, keyring)
     if not found:
         raise InputError(f"there is no prediction {prediction_id!r}", "It may have been removed by retention, or belong to another log.", file=folder)
     erased_by = {(chain, number): f"{_time(at_us)} by {act.by}: {act.why}" for at_us, act in acts_of(folder) for chain, records in act.details.get("records", {}).items() for _, _, number in records}
-    lines = []
+    told = []
     for chain, path, frame, content in found:
-        about = {"record": f"{chain}/{path.name} number {frame.number}", "kind": frame.kind, "time": _time(frame.at_us)}
-        about |= {"erased": erased_by.get((chain, frame.number), "no act says by whom")} if content is None else msgspec.to_builtins(content)
-        lines.append(msgspec.json.format(msgspec.json.encode(about), indent=2).decode())
-    return "\n".join(lines)
+        about = {"record": f"{chain}/{path.name}, number {frame.number}", "kind": frame.kind, "time": _time(frame.at_us, "microseconds")}
+        told.append(about | ({"erased": erased_by.get((chain, frame.number), "no act says by whom")} if content is None else msgspec.to_builtins(content)))
+    return told
+
+
+def _lines_of(values: Mapping[str, Any]) -> list[str]:
+    width = max(map(len, values), default=0)
+    return [f"    {_printable(name):{width}}  {_printable(value)}" for name, value in values.items()]
+
+
+def _printable(value: Any) -> str:
+    "A value on one line: a caller may have sent signs that move the cursor."
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def _features(packed: bytes, encoding: Mapping[str, Any]) -> dict[str, Any]:
+    "The features by name; a category as its number in the encoding."
+    names = [column["name"] for column in encoding["numeric"]]
+    numbers, codes = np.frombuffer(packed[:4 * len(names)], np.float32), np.frombuffer(packed[4 * len(names):], np.int64)
+    return dict(zip(names, map(str, numbers))) | {column["name"]: f"category {code}" for column, code in zip(encoding["categorical"], codes)}
+
+
+def _of_answer(about: Mapping[str, Any], encoding: Mapping[str, Any] | None) -> list[str]:
+    redacted = {name: f"redacted; keyed hash {text}, key {about['hash_key']}" for name, text in about.get("redacted", {}).items()}
+    inputs = _lines_of((about["inputs"] or {}) | redacted) or [f"    not kept; keyed hash {about['inputs_hash']}, key {about['hash_key']}" if about.get("inputs_hash") else "    not kept"]
+    lines = [
+        f"  asked     {about['time']}, by {_printable(about['caller'] or 'nobody by name')}, route {about['route']}", f"  answered  {about['output']} by {about['model']} {about['version']}", f"  bundle    {about['bundle'] or 'not recorded'}",
+        f"  degraded  {', '.join(about.get('degraded', [])) or 'nothing fell back'}", "  inputs", *inputs,
+    ]
+    if about.get("features"):
+        packed = base64.b64decode(about["features"])
+        lines += ["  features", *(_lines_of(_features(packed, encoding)) if encoding else [f"    {len(packed)} bytes, as the graph was given; --bundles PATH names them"])]
+    if about.get("explanation"):
+        shares = sorted(about["explanation"].items(), key=lambda one: -abs(one[1]) if isinstance(one[1], float) else 0.0)
+        lines += ["  explanation: shares of the logit, the largest first", *_lines_of({name: f"{share:+.4f}" if isinstance(share, float) else share for name, share in shares})]
+    return lines
+
+
+def show(
+    found: Sequence[Mapping[str, Any]], # of `recorded`
+    encoding: Mapping[str, Any] | None = None, # of the bundle that answered; None leaves features unnamed
+) -> str:
+    "What is recorded of a prediction, to be read."
+    lines = []
+    for about in found:
+        lines.append(f"{about['kind'].capitalize()} {_printable(about['id'])}" if "id" in about else f"{about['kind'].capitalize()}, erased {about['erased']}")
+        if about["kind"] == "prediction" and "id" in about:
+            lines += _of_answer(about, encoding)
+        elif "id" in about:
+            lines.append(f"  label     {_printable(about['label'])}, kept {about['time']}")
+        else:
+            lines.append(f"  written   {about['time']}")
+        lines.append(f"  record    {about['record']}")
+    labels = [about for about in found if about["kind"] == "feedback" and "label" in about]
+    return "\n".join(lines + [f"Of {len(labels)} labels the last one counts."] * (len(labels) > 1))
 
 
 def told(
@@ -704,7 +772,13 @@ def told(
 
 
 def _shown(log: Path, keyring: Keyring | None, given: argparse.Namespace) -> int:
-    print(show(log, given.id, keyring))
+    found = recorded(log, given.id, keyring)
+    if given.json:
+        print(*(json.dumps(about, ensure_ascii=False) for about in found), sep="\n")
+        return 0
+    name = next((about["bundle"] for about in found if about.get("bundle")), "")
+    place = find_bundle(given.bundles, name) if name else None
+    print(show(found, open_bundle(place, trusted=given.trusted, unsigned=given.unsigned, rejected=True).encoding if place else None))
     return 0
 
 
@@ -716,7 +790,8 @@ def _verified(log: Path, keyring: Keyring | None, given: argparse.Namespace) -> 
 
 def _replayed(log: Path, keyring: Keyring | None, given: argparse.Namespace) -> int:
     answer = replay(log, given.id, given.bundles, keyring, given.trusted, given.unsigned)
-    print(f"{answer.verdict}: logged {answer.logged}, computed {answer.computed}. {answer.text}")
+    figures = [f"{word} {value}" for word, value in (("logged", answer.logged), ("computed", answer.computed)) if value is not None]
+    print(f"{answer.verdict}: {', '.join(figures)}{'. ' if figures else ''}{answer.text}")
     return 0 if answer.verdict == "identical" else 1
 
 
@@ -770,16 +845,18 @@ def audit_arguments(
         if name in ("erase", "retain", "anchor"):
             made.add_argument("--why", required=name != "anchor", default="anchor", help="the reason; it is kept for good")
             made.add_argument("--by", help="who acts (default the user of this process)")
-        if name in ("verify", "replay"):
+        if name in ("show", "verify", "replay"):
             made.add_argument("--trusted", type=Path, nargs="+", metavar="PATH", help="public keys, or folders of them (default PRODML_TRUSTED_KEYS)")
         return made
 
-    command("show", "Show all that is recorded of a prediction.").add_argument("id", help="of the prediction")
+    shown = command("show", "Show all that is recorded of a prediction.")
+    shown.add_argument("--json", action="store_true", help="a line of JSON for each record, with nothing left out")
     command("verify", "Walk all chains; ends with 1 and names the first broken record if one is not sound.").add_argument("--anchor", type=Path, nargs="+", default=[], metavar="FILE", help="signed anchors to hold the chains against")
     again = command("replay", "Compute an answer again from its bundle; ends with 1 if it is not identical.")
-    again.add_argument("id", help="of the prediction")
-    again.add_argument("--bundles", type=Path, nargs="+", default=[Path("releases")], metavar="PATH", help="bundles, or folders of bundles (default releases/)")
-    again.add_argument("--unsigned", action="store_true", help="take a bundle that nobody signed")
+    for one, what in ((shown, "where to look for the bundle that answered, which names the features (default nowhere)"), (again, "bundles, or folders of bundles, such as that of a registry (default releases/)")):
+        one.add_argument("id", help="of the prediction")
+        one.add_argument("--bundles", type=Path, nargs="+", default=[Path("releases")] if one is again else [], metavar="PATH", help=what)
+        one.add_argument("--unsigned", action="store_true", help="take a bundle that nobody signed")
     command("erase", "Erase all records of a person.").add_argument("subject", metavar="COLUMN=VALUE", help="such as tailnum=N14228")
     command("retain", "Let records go that are older.").add_argument("--days", type=float, required=True, help="what is older goes, by whole segments")
     anchor = command("anchor", "Write and sign where all chains end.")
@@ -798,5 +875,8 @@ def run_audit(
     if given.action == "new-key":
         return _key_made(given)
     settings = settings_of(LogSettings, read_settings(given.settings), "log") if given.settings else LogSettings()
-    keys = given.keys or settings.keys
-    return _ACTIONS[given.action](given.log or Path(settings.folder), read_keyring(keys) if keys else None, given)
+    keys, log = given.keys or settings.keys, given.log or Path(settings.folder)
+    try:
+        return _ACTIONS[given.action](log, read_keyring(keys) if keys else None, given)
+    except OSError as error:
+        raise InputError(f"it was not done: {error.strerror or error}", "See to the permissions and the room on the disk, and do it again; what an act says and is not done yet is done then.", file=error.filename or log) from None
