@@ -739,7 +739,8 @@ def _features(packed: bytes, encoding: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_answer(about: Mapping[str, Any], encoding: Mapping[str, Any] | None) -> list[str]:
     redacted = {name: f"redacted; keyed hash {text}, key {about['hash_key']}" for name, text in about.get("redacted", {}).items()}
-    inputs = _lines_of((about["inputs"] or {}) | redacted) or [f"    not kept; keyed hash {about['inputs_hash']}, key {about['hash_key']}" if about.get("inputs_hash") else f"    not kept ({about.get('kept', 'none were given')})"]
+    hashed = f"; keyed hash of the row {about['inputs_hash']}, key {about['hash_key']}" if about.get("inputs_hash") else ""
+    inputs = [*([f"    not kept ({about.get('kept', 'none were given')}){hashed}"] if about["inputs"] is None else []), *_lines_of((about["inputs"] or {}) | redacted)]
     lines = [
         f"  asked     {about['time']}, by {_printable(about['caller'] or 'nobody by name')}, route {about['route']}", f"  answered  {about['output']} by {about['model']} {about['version']}", f"  bundle    {about.get('bundle') or 'not recorded'}",
         f"  degraded  {', '.join(about.get('degraded', [])) or 'nothing fell back'}", "  inputs", *inputs,

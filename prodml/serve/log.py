@@ -119,8 +119,9 @@ class Policy:
         "The bytes that are kept."
         content = self._content(record)
         if len(content) > MOST_KEPT_BYTES:
-            kept = self.kept(msgspec.structs.replace(record, inputs=None, explanation=None))
-            content = encode_content(Logged(**msgspec.structs.asdict(kept) | {"kept": "too large"}))
+            # By what is hashed a person is still found.
+            kept = self.kept(msgspec.structs.replace(record, inputs={name: record.inputs[name] for name in self._hashed if name in (record.inputs or {})}, explanation=None))
+            content = encode_content(Logged(**msgspec.structs.asdict(kept) | {"inputs": None, "kept": "too large"}))
         return content
 
     def _content(self, record: Record) -> bytes:
