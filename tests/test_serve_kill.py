@@ -5,11 +5,13 @@ import random
 import resource
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from killing import QUEUE, ROWS, Load, ask, check, connection, kept_in, killed_under_load, place_in, start
 
-from prodml.serve.audit import replay
+from prodml.serve.audit import recorded, replay
 from prodml.serve.log_format import chain_folders, segment_paths
 
 
@@ -51,6 +53,35 @@ def test_a_server_that_cannot_record_is_not_ready_until_it_can(small_bundle, tmp
     finally:
         process.terminate()
     assert process.wait(30) == 0
+
+
+def test_every_route_is_recorded_and_had_again(small_bundle, tmp_path):
+    """What is answered is what is recorded, by whichever route; a label is kept for what is known, and for nothing else."""
+    place, answers = place_in(tmp_path, small_bundle), {}
+    process = start(place)
+    try:
+        caller, columns = connection(place), {name: [row[name] for row in ROWS] for name in ROWS[0]}
+        with ThreadPoolExecutor(16) as crew:
+            one = [answer for _, answer in crew.map(lambda row: ask(connection(place), "POST", "/v1/predict", row), ROWS)]
+        for told in [one, *(ask(caller, "POST", "/v1/predict", body)[1]["predictions"] for body in (ROWS, columns)), ask(caller, "POST", "/v1/explain", ROWS[:3])[1]["explanations"]]:
+            answers |= {answer["id"]: answer["probability"] for answer in told}
+        tensors = [{"name": name, "shape": [len(ROWS)], "datatype": "BYTES" if name == "carrier" else "FP64", "data": values if name != "wind" else [value or 0.0 for value in values]} for name, values in columns.items()]
+        outputs = {output["name"]: output["data"] for output in ask(caller, "POST", f"/v2/models/{ask(caller, 'GET', '/v1/model')[1]['name']}/infer", {"inputs": tensors})[1]["outputs"]}
+        answers |= dict(zip(outputs["prediction_id"], outputs["probability"]))
+        assert len(answers) == 4 * len(ROWS) + 3
+        known = one[0]["id"]
+        for body, status in (({"id": known, "label": 1}, 200), ({"id": known, "label": 0}, 200), ({"id": "f" * 24, "label": 1}, 404), ({"id": "x" * 100_000, "label": 1}, 404), ({"id": known, "label": 2}, 422), ({"id": known, "label": None}, 422), ({"id": "\ud800", "label": 1}, 400)):
+            assert ask(caller, "POST", "/v1/feedback", body)[0] == status, (body, status)
+        assert ask(caller, "POST", "/v1/feedback", [{"id": known, "label": 1}, {"id": "nobody", "label": 1}])[1] == {"accepted": 1, "unknown": ["nobody"]}
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+    assert set(answers) == kept_in(place.log).answers
+    for own, probability in answers.items():
+        again = replay(place.log, own, [small_bundle], unsigned=True)
+        assert again.verdict == "identical" and np.float32(again.logged) == np.float32(probability), again
+    found = recorded(place.log, known)
+    assert [about.get("label") for about in found] == [None, 1, 0, 1] and found[0]["inputs"] == ROWS[0] and found[0]["caller"]
 
 
 def children(process: int) -> list[int]:
