@@ -532,10 +532,12 @@ class App(_Predicting):
         return 200, JSON_HEADERS, b'{"status":"live"}'
 
     async def ready(self, request: Request) -> Answer:
-        "Whether to send requests here: a model is live, and the server is not about to stop."
+        "Whether to send requests here: a model is live, answers can be recorded, and the server is not about to stop."
         if self.draining:
             raise Problem(503, detail="The server is about to stop. Ask another one.", headers={"Retry-After": "1"})
         self.models.get()
+        if unready := getattr(self.log, "unready", ""):
+            raise Problem(503, "The prediction log cannot be written", f"An answer that cannot be recorded is not given ({unready}). Ask another server.", headers={"Retry-After": "1"})
         return 200, JSON_HEADERS, b'{"status":"ready"}'
 
     async def figures(self, request: Request) -> Answer:
