@@ -122,7 +122,7 @@ class Hooks:
     access: Any = None # check(headers, peer, role) -> caller
     log: Any = None # append(record), feedbacks([(id, label, at)]) -> [bool]
     record: Callable[..., Any] | None = None # makes what `log` takes
-    metrics: Any = None # request, stage, batch, prediction, predictions, broken_rule, degraded, render
+    metrics: Any = None # request, stage, batch, prediction, predictions, broken_rule, degraded, count, render
     rollout: Any = None # route(key) -> decision, record(version, ok, seconds, probability)
     on_labels: Callable[[list[tuple[str, int]]], None] | None = None # told of ids and labels that were kept, in the thread that kept them
 
@@ -453,11 +453,13 @@ class App(_Predicting):
     async def _explained(self, request: Request, served: Served, prepared: Prepared, now: int) -> Explanations:
         if self._explaining >= EXPLAINING:
             raise overloaded("Too many explanations are asked for.")
-        self._explaining += 1
+        self._explaining, began = self._explaining + 1, time.perf_counter()
         try:
             told, probabilities = await asyncio.get_running_loop().run_in_executor(self.slow_thread, _explanation, served, prepared)
         finally:
             self._explaining -= 1
+        if self.metrics is not None:
+            self.metrics.stage("explain", time.perf_counter() - began)
         names, rows = served.bundle.explaining["columns"], []
         for place, own in enumerate(new_ids(len(probabilities))):
             shares, errors = (dict(zip(names, values[place].tolist())) for values in (told.shares, told.errors))
@@ -474,6 +476,8 @@ class App(_Predicting):
         if len(several) > self.limits.rows:
             raise too_many(len(several), self.limits.rows)
         known = await asyncio.get_running_loop().run_in_executor(self.feedback_threads, self._keep, several)
+        if self.metrics is not None:
+            self.metrics.count("prodml_feedback_total", by=sum(known))
         unknown = [one.id for one, kept in zip(several, known) if not kept]
         if unknown and not isinstance(labels, list):
             raise Problem(404, detail=f"There is no answer with the id {unknown[0][:80]!r} in the log.")

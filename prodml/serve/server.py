@@ -153,6 +153,9 @@ def make_service(
     metrics_folder: str | Path | None = None, # shared by workers; None is for one process
 ) -> Service:
     "Load the bundles and wire what the settings ask for; InputError if something cannot be."
+    from prodml.serve.observe import watch_app
+    from prodml.serve.page import add_page
+
     closers: list[Callable[[], Any]] = []
     models = Models(settings.models, _step_of(settings))
     for place, folder in enumerate(bundles):
@@ -163,6 +166,8 @@ def make_service(
     releases = Path(settings.server.releases) if settings.server.releases else None
     app = App(models, settings.limits, settings.batching, hooks, releases)
     app.on_answer = _on_answer(settings, closers)
+    watch_app(app.metrics, app)
+    add_page(app)
     service = Service(app, models, [Path(folder).absolute() for folder in bundles], closers)
     service.grpc = _grpc(add_inference_protocol(app), settings)
     return service
