@@ -363,7 +363,7 @@ class Changes:
             self._start("v1.0.3", "watched")
             self._until(lambda: self.load.seconds[-1].versions["v1.0.3"], "an answer of v1.0.3", 10)
             time.sleep(3)
-            self._command("rollback", MODEL, "watched", "By hand.")
+            self._command("rollback", f"{MODEL}@v1.0.3", "watched", "By hand.")
             self._ended("v1.0.3", "rollback", 10)
             time.sleep(max(0.0, min(20, self.seconds - self.load.now() - 30)))
 

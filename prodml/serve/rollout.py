@@ -486,6 +486,7 @@ ACTIVE = ("running", "paused")
 _logger = logging.getLogger("prodml.rollout")
 _QUEUE = 2**17
 _IDLE_SECONDS = 10.0
+_JUST_S = 60
 
 
 @dataclass
@@ -685,9 +686,13 @@ class Rollout:
 
     def _active(self) -> Control | None:
         "The rollout that is under way."
-        found = self.registry.store.rows("SELECT control FROM rollouts WHERE model = ? ORDER BY id DESC LIMIT 1", self.model)
-        control = Control(**json.loads(found[0][0])) if found else None
+        control = self._last()
         return control if control and control.status in ACTIVE else None
+
+    def _last(self) -> Control | None:
+        "The last rollout, under way or not."
+        found = self.registry.store.rows("SELECT control FROM rollouts WHERE model = ? ORDER BY id DESC LIMIT 1", self.model)
+        return Control(**json.loads(found[0][0])) if found else None
 
     def _break(self) -> None:
         "Stop gross failure: in this worker at once, then in all."
@@ -855,20 +860,31 @@ class Rollout:
         self,
         who: str, # who says so
         why: str, # for what reason
+        version: str | None = None, # that shall answer no more; None takes the challenger, or the champion where no rollout is under way
     ) -> str:
-        "Give all traffic back to the champion; after a promotion, to the champion before it. Its version; InputError when there is none."
+        "Give all traffic back to the champion; after a promotion, to the champion before it. Its version; InputError when there is none, or when the version does not answer any more."
         with self.registry.store.transaction() as execute:
             control = self._active()
-            if control is not None:
+            if control is not None and version in (None, control.challenger):
                 self._end(execute, control, "rollback", who, why)
                 return control.champion
             champions = [event.version for event in self.registry.events(self.model) if event.action == "champion"]
+            if version is None:
+                self._refuse_what_just_ended()
+            elif control is not None or version != champions[-1]:
+                raise InputError(f"{self.model}@{version} is {'not the challenger' if control else 'not the champion, and no rollout is under way'}", f"Look at `prodml rollout status {self.model}`.")
             before = [version for version in champions if version != champions[-1]]
             if not before:
                 raise InputError(f"{self.model} had no champion before", "Promote the version that you want.")
             self.registry.append(execute, self.model, "rollback", champions[-1], who, why)
             self.registry.assign(self.model, "champion", before[-1], who, why, execute)
             return before[-1]
+
+    def _refuse_what_just_ended(self) -> None:
+        "InputError if a rollback that names no version comes upon one that came by itself a moment ago: to go back once more is hardly what is meant."
+        last = self.registry.events(self.model)[-1]
+        if last.action == "no challenger" and time.time_ns() // 1000 - last.at_us < _JUST_S * 1e6 and self._last().status == "rolled_back":
+            raise InputError(f"{self.model}@{last.version} was rolled back a moment ago ({last.why})", f"To go back further, name the version that shall go: `prodml rollout rollback {self.model}@{self.registry.roles(self.model)['champion']}`.")
 
     def status(self) -> dict[str, Any]:
         "Where things stand: champion, and of the last rollout its challenger, status, step, weight, reason, observations and tests."
@@ -900,7 +916,7 @@ def rollout_arguments(
 ) -> None:
     "Add what the command takes."
     parser.add_argument("action", choices=ACTIONS)
-    parser.add_argument("what", help="register: the folder of a release; start, promote: NAME@VERSION; the others: NAME")
+    parser.add_argument("what", help="register: the folder of a release; start, promote, rollback: NAME@VERSION; the others: NAME. rollback NAME takes back what is newest")
     parser.add_argument("--registry", type=Path, default=Path("registry"), help="the registry's folder (default: registry)")
     parser.add_argument("--url", default=os.environ.get("PRODML_REGISTRY_URL"), help="postgresql://..., where the state is shared (default: PRODML_REGISTRY_URL)")
     parser.add_argument("--settings", type=Path, help="the server's TOML file, for its table [rollout]")
@@ -975,4 +991,4 @@ def _act(rollout: Rollout, given: argparse.Namespace, version: str | None) -> No
     elif given.action == "promote":
         rollout.promote(given.who, given.why, version)
     elif given.action == "rollback":
-        rollout.rollback(given.who, given.why)
+        rollout.rollback(given.who, given.why, version)
