@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -28,6 +29,7 @@ from prodml.bundle.encode import RowEncoder
 from prodml.bundle.one_row import QuickChecker, RowPacker
 from prodml.core.errors import InputError
 from prodml.core.files import write_json
+from prodml.serve.reader import RowReader, as_dict
 from prodml.serve.server import all_settings, make_service, running
 
 ROW = {"delay": 0.4, "wind": None, "carrier": "UA"}
@@ -41,7 +43,9 @@ ENCODING = {
 }
 PLAIN = {"numeric": [{"name": "a"}, {"name": "b"}], "categorical": ENCODING["categorical"]}
 LINEAR = PLAIN | {"imputation": [{"form": "linear", "columns": ["a", "b"], "mean": [0, 1], "std": [1, 2], "low": [-5, -5], "high": [5, 5], "chain": [{"column": 1, "weights": [2.0, 0.0], "intercept": 0.5}]}]}
-ANY = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from(["x", "7", "2.5", "", "é", b"x", 7, 7.0, 2.5, -0.0, 1e39, np.float32(0.1), [1], {}]) | st.text(max_size=3)
+# The sign of NaN means nothing, and no caller can send one.
+FLOATS = st.floats().map(lambda value: math.nan if math.isnan(value) else value)
+ANY = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | FLOATS | st.sampled_from(["x", "7", "2.5", "", "é", b"x", 7, 7.0, 2.5, -0.0, 1e39, np.float32(0.1), [1], {}]) | st.text(max_size=3)
 
 
 def outcome(function):
@@ -59,6 +63,8 @@ def test_a_packed_row_is_the_encoded_one(encoding, row):
     with np.errstate(over="ignore"):
         expected = outcome(lambda: tuple(part.tobytes() for part in encoder({name: [value] for name, value in row.items()})))
         assert outcome(lambda: RowPacker(encoder)(row)) == expected
+        if all(name in row for name in (*encoder.numeric, *encoder.lookups)):
+            assert outcome(lambda: RowPacker(encoder).values(tuple(row[name] for name in (*encoder.numeric, *encoder.lookups)))) == expected
 
 
 AS_JSON = {kind: (values.map(lambda value: value.isoformat()) if kind == "time" else values) for kind, values in VALUES.items()}
@@ -75,6 +81,16 @@ def test_a_row_that_passes_breaks_no_rule(row, made, dropped):
     usual = {"int": (int,), "float": (int, float), "text": (str,), "time": (str,)}
     if all(value is None or (type(value) in usual[TYPES[name]] and not (type(value) is int and abs(value) > 2**53)) for name, value in row.items()):
         assert passes == good, "only values of another type, which may still be right, are left to the checker"
+
+
+@settings(max_examples=300, deadline=None)
+@given(row=ROWS, made=st.lists(rules(), max_size=5), dropped=st.none() | st.sampled_from(sorted(TYPES)))
+def test_a_row_that_is_read_by_its_contract_breaks_no_rule(row, made, dropped):
+    check = QuickChecker(row_contract("rows", TYPES, [rule | {"name": f"rule {number}"} for number, rule in enumerate(made)], "no target"))
+    body = msgspec.json.encode({name: value for name, value in row.items() if name != dropped})
+    row, read = msgspec.json.decode(body), RowReader(check, sorted(check.types))(body)
+    if read is not None:
+        assert not check({name: [value] for name, value in row.items()}) and as_dict(read) == {name: row[name] for name in sorted(row)}
 
 
 # A server in a thread, asked over HTTP.
@@ -119,6 +135,63 @@ def test_one_row_gets_the_answer_of_the_bundle(server, small_bundle):
     assert status == 200 and told["probability"] == float(expected[0]) and told["decision"] == (expected[0] >= bundle.threshold)
     assert told["set"] == [label for label in (0, 1) if bundle.sets(expected)[0, label]] and told["degraded"] == [] and len(told["id"]) == 24
     assert told["version"] == service.models.get().version and told["model"] == "made_up"
+
+
+def test_requests_in_pieces_in_a_row_and_in_every_way_get_one_answer_each_in_order(server):
+    """What goes straight and what takes the way of ASGI cannot be told apart by the caller."""
+    host, port = server[0].removeprefix("http://").split(":")
+    body = json.dumps(ROW).encode()
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    whole = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    bad = json.dumps(ROW | {"delay": 50}).encode()
+    requests = [
+        (whole, 200), (head + b"Content-Length: %d\r\n\r\n" % len(bad) + bad, 422), (b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n", 200), (whole, 200), (whole.replace(b"predict", b"nothing"), 404),
+        (head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body), 200), (head + b"Content-Length: 1\r\n\r\n{", 400), (whole.replace(b"Host", b"Accept: image/png\r\nHost"), 406),
+        (whole.replace(b"localhost", b"elsewhere.example"), 403), (whole.replace(b"HTTP/1.1", b"HTTP/1.0"), 200),
+    ]
+    data = b"".join(request for request, _ in requests)
+    for size in (len(data), 7, 100, len(whole) + 3):
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            for start in range(0, len(data), size):
+                connection.sendall(data[start : start + size])
+            stream, found = connection.makefile("rb"), []
+            for _ in requests:
+                status = int(stream.readline().split()[1])
+                headers = dict(line.rstrip(b"\r\n").split(b": ", 1) for line in iter(stream.readline, b"\r\n"))
+                told = json.loads(stream.read(int(headers[b"content-length"])))
+                assert {b"date", b"content-type"} <= headers.keys()
+                found.append((status, told.get("probability")))
+            assert stream.read() == b"", "HTTP/1.0 ends the connection"
+        assert [status for status, _ in found] == [status for _, status in requests]
+        assert len({probability for _, probability in found if probability is not None}) == 1
+
+
+def test_an_idle_connection_is_closed_and_one_in_use_is_not(small_bundle):
+    with serving(small_bundle, server={"port": 0, "keep_alive_seconds": 1}) as (address, _):
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
+        for _ in range(6):
+            connection.request("POST", "/v1/predict", json.dumps(ROW).encode(), {"Content-Type": "application/json"})
+            assert connection.getresponse().read()
+            time.sleep(0.25)
+        assert connection.sock is not None and connection.sock.recv(1) == b"", "closed by the server"
+
+
+def test_what_the_model_cannot_answer_is_refused_and_its_neighbours_are_answered(small_bundle):
+    with serving(small_bundle) as (address, service):
+        served = service.models.get()
+        predict = served.predict
+
+        def overflowing(numbers, codes):
+            told = predict(numbers, codes)
+            told[numbers[:, 0] == 5] = np.nan
+            return told
+
+        served.predict, served.batcher = overflowing, None
+        for body in (ROW | {"delay": 5}, [ROW, ROW | {"delay": 5}]):
+            for path in ("/v1/predict", "/v1/explain"):
+                status, _, told = ask(address, path, body)
+                assert status == 422 and "no answer" in told["title"]
+        assert ask(address, "/v1/predict", ROW)[0] == 200
 
 
 def test_rows_in_every_form_get_one_answer(server):
@@ -366,6 +439,7 @@ def test_it_refuses_to_start_open_or_unsigned(small_bundle, arguments, sentence)
 def test_a_server_that_answers_has_loaded_nothing_heavy(small_bundle):
     code = f"""
 import json, sys, urllib.request
+from prodml.serve.reader import RowReader, as_dict
 from prodml.serve.server import all_settings, make_service, running
 chosen = all_settings({{"server": {{"port": 0}}, "models": {{"unsigned": True}}}})
 with running(make_service([{str(small_bundle)!r}], chosen), chosen) as address:

@@ -944,9 +944,10 @@ def load_certificates(
 
 def uvicorn_tls(
     tls: TlsSettings, # of [tls]
+    protocol: type | None = None, # as `protocol_of` takes it
 ) -> dict[str, Any]:
     "Options of `uvicorn.Config`: the protocol, and with a certificate what TLS needs."
-    options = {"http": protocol_of(bool(tls.client_ca))}
+    options = {"http": protocol_of(bool(tls.client_ca), protocol)}
     return options | ({"ssl_context_factory": lambda config, default: tls_context(tls), "ssl_certfile": tls.certificate, "ssl_keyfile": tls.key} if tls.certificate else {})
 
 
@@ -956,11 +957,12 @@ _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close
 
 def protocol_of(
     mutual: bool, # whether clients show certificates
+    protocol: type | None = None, # that is bounded; None is uvicorn's of httptools
 ) -> type:
-    "uvicorn's protocol of httptools, with a bound on headers; if `mutual`, with the ASGI extension `tls` in the scope of each request."
+    "The protocol, with a bound on headers; if `mutual`, with the ASGI extension `tls` in the scope of each request."
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    class Bounded(HttpToolsProtocol):
+    class Bounded(protocol or HttpToolsProtocol):
         "Ends a connection whose headers do not end."
         in_headers, header_bytes = True, 0
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +26,13 @@ import numpy as np
 from ..bundle.bundle import GATES
 from ..core.errors import InputError
 from ..core.files import read_json
-from .batching import Batcher, Batching, overloaded
+from .batching import Batcher, Batching, Unanswered, checked, overloaded
 from .http import JSON, JSON_HEADERS, Answer, Http, Request, Route, accepted, flag, media_type
 from .limits import Limits
 from .models import VERSION, Models, Served
 from .openapi import content, document, operation, parameter, ref, row_schemas
 from .problems import Problem, of_input, of_verdicts, told_of
+from .reader import as_dict
 from .rows import Columns, Prepared, decode_row, prepare_columns, prepare_rows, read_arrow, read_csv, read_json as read_json_rows, too_many, verdicts_on
 
 # %% ../../nbs/4_serve/04_app.ipynb #01e419f2
@@ -148,6 +150,8 @@ class _Base(Http):
         # Each kind of slow work has threads of its own, so that a label does not wait for an explanation.
         self.rows_threads, self.slow_thread, self.feedback_threads, self._explaining = ThreadPoolExecutor(2, "rows"), ThreadPoolExecutor(1, "slow"), ThreadPoolExecutor(16, "feedback"), 0
         self._described: tuple[Any, bytes] = (None, b"")
+        # A row that was read by its contract has 5.0 where 5 was sent; a log that keeps hashes wants what was sent.
+        self._reads = self.log is None or getattr(self.log, "takes_read", False)
         self._shadows: set[asyncio.Task] = set()
         for route in self._own_routes():
             self.add(route)
@@ -188,39 +192,65 @@ class _Predicting(_Base):
 
     async def predict(self, request: Request) -> Answer:
         "Answer one row or many; Problem 422 if one breaks the contract, unless `partial`."
-        kind = accept = None
-        for name, value in request.scope["headers"]:
-            if name == b"content-type":
-                kind = value
-            elif name == b"accept":
-                accept = value
         body = await request.body()
         try:
-            if (kind == JSON or kind is None) and (accept is None or accept == b"*/*" or accept == JSON) and not request.scope["query_string"] and body[:1] == b"{":
-                try:
-                    row = decode_row(body)
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                    row = None
-                if row is not None:
-                    return await self._one(request, self.chosen(request), row)
-            return await self._many(request, body, kind, accept)
-        except Problem:
+            row = _flat(body) if _is_plain(request.scope, body) else None
+            if row is not None:
+                return await self._one(request, self.chosen(request), row)
+            return await self._many(request, body, request.header(b"content-type"), request.header(b"accept"))
+        except Exception as error:
+            self._failed(request, error)
             raise
-        except Exception:
-            if request.routed:
-                self.rollout.record(request.served.version, False, time.perf_counter() - request.began, None)
+
+    def predict_straight(self, request: Request, body: bytes) -> bool:
+        "The same the short way, for one row as plain JSON."
+        if not _is_plain(request.scope, body):
+            return False
+        try:
+            served, now = self.chosen(request), time.time_ns() // 1000
+            row = served.read(body) if self._reads else None
+            if row is not None:
+                packed = served.packed_read(row, now)
+            else:
+                row = _flat(body)
+                if row is None:
+                    return False
+                packed = self._packed(served, row, now)
+            (served.batcher or self.batcher_of(served)).put(packed[0], packed[1], partial(self._ended, request, served, row, now, packed, time.perf_counter()))
+            return True
+        except Exception as error:
+            self._failed(request, error)
             raise
+
+    def _ended(self, request: Request, served: Served, row: Any, now: int, packed: tuple, prepared: float, probability: float | None, error: Exception | None) -> None:
+        "Answer what went straight."
+        try:
+            if error is not None:
+                raise error
+            told = self._told(request, served, row, now, packed, prepared, probability)
+        except Exception as problem:
+            self._failed(request, problem)
+            return self.refuse(request, problem)
+        self.answer(request, 200, JSON_HEADERS, told)
 
     async def _one(self, request: Request, served: Served, row: dict[str, Any]) -> Answer:
         now = time.time_ns() // 1000
+        packed, prepared = self._packed(served, row, now), time.perf_counter()
+        probability = await (served.batcher or self.batcher_of(served)).row(packed[0], packed[1])
+        return 200, JSON_HEADERS, self._told(request, served, row, now, packed, prepared, probability)
+
+    def _packed(self, served: Served, row: dict[str, Any], now: int) -> tuple[bytes, bytes, list[str]]:
+        "The row, checked, as the model takes it; Problem 422."
         if not served.check.passes(row):
             self._judge(verdicts_on(served, row))
         try:
-            numbers, codes, degraded = served.packed(row, now)
+            return served.packed(row, now)
         except InputError as error:
             raise of_input(error) from None
-        prepared = time.perf_counter() if self.metrics is not None else 0.0
-        probability = await (served.batcher or self.batcher_of(served)).row(numbers, codes)
+
+    def _told(self, request: Request, served: Served, row: Any, now: int, packed: tuple[bytes, bytes, list[str]], prepared: float, probability: float) -> bytes:
+        "What the caller is told, after it was counted and written down."
+        numbers, codes, degraded = packed
         told = Prediction(os.urandom(12).hex(), served.name, served.version, probability, probability >= served.threshold, served.labels(probability), degraded)
         if self.metrics is not None:
             self._measured(request, served, told, prepared)
@@ -228,7 +258,12 @@ class _Predicting(_Base):
             self.log.append(self.record(told.id, now, served.name, served.version, "predict", _caller(request), row, probability, degraded, None, served.digest, numbers + codes if served.step is not None else None))
         if request.routed:
             self._to_rollout(request, served, row, probability, now)
-        return 200, JSON_HEADERS, encode(told)
+        return encode(told)
+
+    def _failed(self, request: Request, error: Exception) -> None:
+        "Tell the rollout, where the version is at fault and not the request."
+        if request.routed and (not isinstance(error, Problem) or isinstance(error, Unanswered)):
+            self.rollout.record(request.served.version, False, time.perf_counter() - request.began, None)
 
     def _measured(self, request: Request, served: Served, told: Prediction, prepared: float) -> None:
         self.metrics.stage("features", prepared - request.began)
@@ -246,10 +281,10 @@ class _Predicting(_Base):
         if wrong:
             raise of_verdicts(wrong)
 
-    def _to_rollout(self, request: Request, served: Served, row: dict[str, Any], probability: float, now: int) -> None:
+    def _to_rollout(self, request: Request, served: Served, row: Any, probability: float, now: int) -> None:
         self.rollout.record(served.version, True, time.perf_counter() - request.began, probability)
         if request.shadow is not None and len(self._shadows) < SHADOWS:
-            task = asyncio.ensure_future(self._shadow(request.shadow, row, now))
+            task = asyncio.ensure_future(self._shadow(request.shadow, row if isinstance(row, dict) else as_dict(row), now))
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
 
@@ -316,6 +351,24 @@ class _Predicting(_Base):
                 self.metrics.broken_rule(verdict.rule)
             for column in (column for columns in prepared.degraded for column in columns):
                 self.metrics.degraded(column)
+
+
+def _is_plain(scope: Mapping[str, Any], body: bytes) -> bool:
+    "Whether a request sends an object as JSON, wants JSON, and has no parameters; any other may be right as well."
+    if body[:1] != b"{" or scope["query_string"]:
+        return False
+    for name, value in scope["headers"]:
+        if (name == b"content-type" and value != JSON) or (name == b"accept" and value != b"*/*" and value != JSON):
+            return False
+    return True
+
+
+def _flat(body: bytes) -> dict[str, Any] | None:
+    "The row, if it is one without anything nested."
+    try:
+        return decode_row(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _answer(served: Served, prepared: Prepared, ids: list[str], told: np.ndarray, form: bytes) -> Answer:
@@ -498,11 +551,12 @@ class App(_Predicting):
         }
         paths |= {"feedback": ("POST", "/v1/feedback", "feedback")} if self.log is not None else {}
         paths |= {"figures": ("GET", "/metrics", "audit")} if self.metrics is not None else {}
-        routes = [Route(method, path, getattr(self, name), role, told[name], limited=not path.startswith("/health")) for name, (method, path, role) in paths.items()]
+        routes = [Route(method, path, getattr(self, name), role, told[name], not path.startswith("/health"), self.predict_straight if name == "predict" else None) for name, (method, path, role) in paths.items()]
         return [*routes, Route("GET", "/health/startup", self.ready, None, told["ready"], limited=False)]
 
 def _explanation(served: Served, prepared: Prepared) -> tuple[Any, list[float]]:
-    return served.bundle.explainer(prepared.numbers, prepared.codes), served.predict(prepared.numbers, prepared.codes).tolist()
+    probabilities = checked(served.predict(prepared.numbers, prepared.codes)).tolist()
+    return served.bundle.explainer(prepared.numbers, prepared.codes), probabilities
 
 
 def _decoded(request: Request, body: bytes, kind: Any) -> Any:

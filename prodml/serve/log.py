@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['INPUTS', 'WHEN_FULL', 'LONGEST_TORN_BYTES', 'SLICE', 'MOST_PAUSES', 'PAUSE_SECONDS', 'Entry', 'INDEX', 'BATCH',
-           'MOST_CHAINS', 'Label', 'LogSettings', 'Policy', 'Held', 'hold', 'sync_folder', 'Tail', 'repaired',
-           'pause_every', 'Place', 'Chain', 'read_frames', 'Index', 'find_frames', 'PredictionLog', 'Entered',
-           'seal_at', 'read_segment', 'open_frame', 'read_chain', 'find']
+           'UNINDEXED', 'UNINDEXED_SECONDS', 'MOST_CHAINS', 'Label', 'LogSettings', 'Policy', 'Held', 'hold',
+           'sync_folder', 'Tail', 'repaired', 'pause_every', 'Place', 'Chain', 'read_frames', 'Index', 'find_frames',
+           'PredictionLog', 'Entered', 'seal_at', 'read_segment', 'open_frame', 'read_chain', 'find']
 
 # %% ../../nbs/4_serve/12_log.ipynb #d3c72de6
 import errno
@@ -91,7 +91,7 @@ class Policy:
     ):
         self._inputs, self._redact = settings.inputs, frozenset(settings.redact)
         self._hashed = tuple(dict.fromkeys((*settings.redact, *(settings.subject if settings.inputs != "full" else ()))))
-        self._plain = settings.inputs == "full" and not self._redact
+        self.plain = settings.inputs == "full" and not self._redact
         self._name, self._key = (keyring.current, keyring.hash_keys[keyring.current]) if keyring else ("", b"")
 
     def kept(
@@ -99,7 +99,7 @@ class Policy:
         record: Record, # as it came
     ) -> Record:
         "The record as it is kept."
-        if self._plain:
+        if self.plain:
             return record
         inputs, full = dict(record.inputs or {}), self._inputs == "full"
         row = row_hash(self._key, inputs) if self._inputs == "hash" else ""
@@ -351,10 +351,11 @@ def _write_all(handle: int, data: bytes) -> None:
 # %% ../../nbs/4_serve/12_log.ipynb #468cde99
 INDEX = "index.sqlite"
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS places (key INTEGER, segment INTEGER, start INTEGER, PRIMARY KEY (key, segment, start)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS places (key INTEGER, segment INTEGER, start INTEGER, PRIMARY KEY (segment, key, start)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS reached (one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER, byte INTEGER);
 """
 _INSERT = "INSERT OR IGNORE INTO places SELECT json_extract(value, '$[0]') AS key, ?, json_extract(value, '$[1]') FROM json_each(?) ORDER BY key"
+_FIND = "SELECT segment, start FROM places WHERE segment IN (SELECT value FROM json_each(?)) AND key = ?"
 
 
 def _short(key: bytes) -> int:
@@ -444,8 +445,8 @@ def _indexed(chain: Path, keys: Iterable[bytes]) -> tuple[set[tuple[int, int]], 
         database = sqlite3.connect(f"file:{chain / INDEX}?mode=ro", uri=True, timeout=5)
         try:
             # First how far it goes: what is added between the two questions is then found twice rather than never.
-            reached = _reached(database)
-            return {row for key in keys for row in database.execute("SELECT segment, start FROM places WHERE key = ?", (_short(key),))}, *reached
+            reached, segments = _reached(database), msgspec.json.encode([int(path.stem) for path in segment_paths(chain)]).decode()
+            return {row for key in keys for row in database.execute(_FIND, (segments, _short(key)))}, *reached
         finally:
             database.close()
     except sqlite3.Error:
@@ -481,6 +482,7 @@ def find_frames(
 
 # %% ../../nbs/4_serve/12_log.ipynb #ce0e4f7e
 BATCH = 4096
+UNINDEXED, UNINDEXED_SECONDS = 2048, 1.0 # records that the index may stay behind by, and since when: one of them is found by reading the others
 MOST_CHAINS = 1000
 Label = tuple[str, Any, int]  # prediction's id, label, time in µs
 
@@ -510,6 +512,7 @@ class PredictionLog:
     ):
         keyring = read_keyring(settings.keys) if settings.keys else None
         self.settings, self._policy = settings, Policy(settings, keyring)
+        self.takes_read = self._policy.plain # whether inputs may be a structure that is written as the dictionary would be
         try:
             self._chain = _free_chain(settings, keyring if settings.encrypt else None)
             self._index = Index(self._chain.folder)
@@ -521,6 +524,7 @@ class PredictionLog:
         self._most, self._flush_seconds = settings.queue, settings.flush_ms / 1000
         self._wake, self._closing, self._indexed, self._full = threading.Event(), False, True, threading.Lock()
         self._dropped = Lost(0, 0, 0)
+        self._unindexed, self._indexed_at = [], 0.0
         self._writer = threading.Thread(target=self._run, name="prediction log", daemon=True)
         self._writer.start()
 
@@ -609,6 +613,8 @@ class PredictionLog:
                 self._wake.clear()
                 self._turn()
             self._turn()
+            if self._unindexed:
+                self._add_to_index()
         except BaseException as error:  # a fault of this program: from now on everything is refused
             self.trouble, self._most = f"the writer ended: {error!r}", 0
             raise
@@ -627,6 +633,8 @@ class PredictionLog:
                 self._write(taken, commits if not left else [])
                 if not left:
                     break
+            if self._unindexed and time.monotonic() - self._indexed_at > UNINDEXED_SECONDS:
+                self._add_to_index()
             self._chain.turn_day()
         except OSError as error:
             self.trouble = error.strerror or str(error)
@@ -656,19 +664,23 @@ class PredictionLog:
         self.written, self.trouble = self.written + len(taken), ""
         for commit in commits:
             commit.done.set_result(None)
-        if places:
-            self._add_to_index(places)
+        if places and self._unindexed and self._unindexed[0].segment != places[0].segment:
+            self._indexed = False # a segment has ended
+        self._unindexed += places
+        if self._unindexed and (len(self._unindexed) >= UNINDEXED or time.monotonic() - self._indexed_at > UNINDEXED_SECONDS):
+            self._add_to_index()
 
-    def _add_to_index(self, places: Sequence[Place]) -> None:
+    def _add_to_index(self) -> None:
         "The index may stay behind: readers look into the segments for what it lacks."
         try:
             if self._indexed:
-                self._index.add(places, self._chain.segment, self._chain.end)
+                self._index.add(self._unindexed, self._chain.segment, self._chain.end)
             else:
                 self._index.catch_up()
             self._indexed = True
         except sqlite3.Error:
             self._indexed = False
+        self._unindexed, self._indexed_at = [], time.monotonic()
 
     def close(self) -> None:
         "Write what waits and give the chain up; InputError when something could not be written."

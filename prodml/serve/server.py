@@ -352,13 +352,13 @@ def make_server(
 ) -> Any:
     "A uvicorn server that drains, reloads on SIGHUP, and tells the batcher when a request is alone."
     import uvicorn
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     from prodml.serve.access import uvicorn_tls
+    from prodml.serve.straight import straight_protocol
 
-    tls, own = uvicorn_tls(settings.tls), settings.server
+    tls, own = uvicorn_tls(settings.tls, straight_protocol(service.app)), settings.server
     config = uvicorn.Config(
-        service.app, host=own.host, port=own.port, loop="uvloop", http=_hurried(tls.pop("http", HttpToolsProtocol), settings.limits.seconds), ws="none", lifespan="on", interface="asgi3", log_config=None, log_level="warning", access_log=False,
+        service.app, host=own.host, port=own.port, loop="uvloop", http=_hurried(tls.pop("http"), settings.limits.seconds), ws="none", lifespan="on", interface="asgi3", log_config=None, log_level="warning", access_log=False,
         proxy_headers=bool(own.proxies), forwarded_allow_ips=own.proxies or None, server_header=False, backlog=own.backlog,
         timeout_keep_alive=own.keep_alive_seconds, timeout_graceful_shutdown=max(1, round(own.drain_seconds)), **tls,
     )
