@@ -294,7 +294,7 @@ def _told_to(rollout: Any, settings: Settings) -> Callable[[list[tuple[str, int]
 
 def _on_answer(settings: Settings, closers: list[Callable[[], Any]]) -> Callable[..., None]:
     "A line in the log for what failed and for a share of the rest, and spans if they are asked for."
-    from prodml.serve.observe import RequestLog, Tracing, trace_of
+    from prodml.serve.traces import RequestLog, Tracing, trace_of
 
     share, lines = settings.observe.traces_share, RequestLog(settings.observe)
     tracing = Tracing(settings.observe) if settings.observe.traces else None
@@ -635,7 +635,7 @@ def run_serve(
     given: argparse.Namespace, # of `serve_arguments`
 ) -> int:
     "Serve until a signal says to stop; 0, or InputError before anything listens."
-    from prodml.serve.observe import start_logs
+    from prodml.serve.traces import start_logs
 
     settings = given_settings(given)
     check_safe(settings)
