@@ -687,10 +687,9 @@ def _watch_versions(metrics: Metrics, models: Any) -> None:
 
 
 def _watch_table(metrics: Metrics, models: Any) -> None:
-    "The age of the online table that the live version looks its features up in, if it has one."
+    "The largest age of an online table that a version looks its features up in, if one does."
     def age() -> float:
-        step = models.get().step
-        return step.age_seconds() if hasattr(step, "age_seconds") else 0.0
+        return max((served.step.age_seconds() for served in models.all() if hasattr(served.step, "age_seconds")), default=0.0)
     metrics.watch("prodml_online_age_seconds", Aside(age, 0.0))
 
 
