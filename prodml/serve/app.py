@@ -497,8 +497,14 @@ class App(_Predicting):
         served = self.models.get(request.query("version").get("version"))
         return 200, JSON_HEADERS, encode(about(served) | {"live": self.models.get().version, "versions": self.models.versions()})
 
+    def check_free(self) -> None:
+        "Problem 409 where versions come and go by a rollout, and by nobody else."
+        if self.rollout is not None:
+            raise Problem(409, detail="A rollout says what is loaded here. Use `prodml rollout`.")
+
     async def load(self, request: Request) -> Answer:
         "Bring in a version from a folder below the releases, or once more from where it came; requests go on meanwhile."
+        self.check_free()
         body, version = await request.body(), request.values["version"]
         if not VERSION.fullmatch(version):
             raise Problem(422, detail="A version is named by up to 80 letters, digits, dots, plus and minus signs and underscores.")
@@ -523,11 +529,13 @@ class App(_Predicting):
 
     async def unload(self, request: Request) -> Answer:
         "Let a version go; who holds it is still answered."
+        self.check_free()
         self.models.unload(request.values["version"])
         return 200, JSON_HEADERS, encode({"live": self.models.get().version, "versions": self.models.versions()})
 
     async def use(self, request: Request) -> Answer:
         "Make a loaded version the live one."
+        self.check_free()
         self.models.use(request.values["version"])
         return 200, JSON_HEADERS, encode({"live": self.models.get().version, "versions": self.models.versions()})
 

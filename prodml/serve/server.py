@@ -192,7 +192,7 @@ def _wired(bundles: list[Path], settings: Settings, metrics_folder: str | Path |
     service = Service(app, models, bundles, closers, rollout=hooks.rollout)
     service.grpc = _grpc(add_inference_protocol(app), settings)
     add_page(app)
-    if own.registry or own.workers > 1:
+    if own.workers > 1:
         app.close_role("operate")
     return service
 
