@@ -282,7 +282,7 @@ class _Predicting(_Base):
             raise of_verdicts(wrong)
 
     def _to_rollout(self, request: Request, served: Served, row: Any, probability: float, now: int) -> None:
-        self.rollout.record(served.version, True, time.perf_counter() - request.began, probability)
+        self.rollout.record(served.version, True, served.batcher.took(), probability)
         if request.shadow is not None and len(self._shadows) < SHADOWS:
             task = asyncio.ensure_future(self._shadow(request.shadow, row if isinstance(row, dict) else as_dict(row), now))
             self._shadows.add(task)
@@ -290,14 +290,15 @@ class _Predicting(_Base):
 
     async def _shadow(self, version: str, row: dict[str, Any], now: int) -> None:
         "Ask another version the same, for the record; nobody waits for it."
-        began, probability = time.perf_counter(), None
+        probability = seconds = None
         try:
             served = self.models.get(version)
             numbers, codes, degraded = served.packed(row, now)
             probability = await self.batcher_of(served).row(numbers, codes)
+            seconds = served.batcher.took()
         except Exception:
             pass
-        self.rollout.record(version, probability is not None, time.perf_counter() - began, probability)
+        self.rollout.record(version, probability is not None, seconds, probability)
         if self.log is not None and probability is not None:
             self.log.append(self.record(new_ids(1)[0], now, served.name, version, "shadow", "", row, probability, degraded, None, served.digest, numbers + codes if served.step is not None else None))
 
@@ -329,7 +330,7 @@ class _Predicting(_Base):
             self.metrics.prediction(served.version, told.item()) if len(told) == 1 else self.metrics.predictions(served.version, told)
         if request.routed:
             for probability in told.tolist():
-                self.rollout.record(served.version, True, (time.perf_counter() - request.began) / max(1, len(told)), probability)
+                self.rollout.record(served.version, True, served.batcher.took(), probability)
         ids = new_ids(len(told))
         if self.log is not None:
             await self.placed(len(told) > MANY_ROWS, self._logged, request, served, prepared, ids, told, now)
