@@ -1,11 +1,13 @@
 """What several tests share."""
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,11 +65,27 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_bundle(tmp_path_factory) -> Path:
-    """An unsigned bundle of a small network on made-up rows: delay and wind are numbers, carrier a category."""
-    from prodml.trust.bundle import made_up_bundle
+def made_up(tmp_path_factory) -> Callable[[int], Path]:
+    """Gives the made-up bundle of a seed, to be copied before it is changed. An export takes seconds, so that each is made once for all workers."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "made-up"
+    shared.mkdir(exist_ok=True)
 
-    return made_up_bundle(tmp_path_factory.mktemp("bundle") / "small")
+    def bundle(seed: int) -> Path:
+        from prodml.trust.bundle import made_up_bundle
+
+        folder = shared / str(seed) / "small"
+        with open(shared / f"{seed}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return folder if folder.exists() else made_up_bundle(folder, seed)
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def small_bundle(made_up) -> Path:
+    """An unsigned bundle of a small network on made-up rows: delay and wind are numbers, carrier a category."""
+    return made_up(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -34,7 +34,6 @@ from prodml.serve.log import find
 from prodml.serve.models import version_of
 from prodml.serve.registry import Registry
 from prodml.serve.server import all_settings, make_service, running
-from prodml.trust.bundle import made_up_bundle
 
 tritonhttp = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
 import tritonclient.grpc as tritongrpc  # noqa: E402
@@ -232,8 +231,8 @@ def test_compressed_requests_and_answers(kind, algorithm, server, expected):
 
 
 @pytest.mark.parametrize("kind", TRITON)
-def test_a_model_is_let_go_and_loaded_again(kind, small_bundle, other_bundle, tmp_path):
-    folder = shutil.copytree(small_bundle, tmp_path / "bundle")
+def test_a_model_is_let_go_and_loaded_again(kind, made_up, tmp_path):
+    folder = shutil.copytree(made_up(0), tmp_path / "bundle")
     with serving(folder) as (addresses, service), client(kind, addresses) as one:
         first = service.models.get()
         one.load_model("made_up")
@@ -245,7 +244,7 @@ def test_a_model_is_let_go_and_loaded_again(kind, small_bundle, other_bundle, tm
         for call in (lambda: one.unload_model("made_up"), lambda: one.infer("made_up", inputs_of(kind)), lambda: one.load_model("other")):
             with pytest.raises(InferenceServerException, match="not loaded|no model"):
                 call()
-        shutil.copytree(other_bundle, folder, dirs_exist_ok=True)
+        shutil.copytree(made_up(1), folder, dirs_exist_ok=True)
         one.load_model("made_up")
         assert one.is_server_ready() and service.models.versions() == [version_of(folder)] != [first.version] and one.infer("made_up", inputs_of(kind)).as_numpy("probability").shape == (3,)
         for options in ({"config": "{}"}, {"config": "{}", "files": {"file:1/model.onnx": b"other"}}):
@@ -296,9 +295,9 @@ def test_keys_and_roles_hold(kind, small_bundle, tmp_path):
             assert "UNAUTHENTICATED" in str(told.get(timeout=10))
 
 
-def test_a_rollout_says_who_answers(small_bundle, other_bundle, tmp_path):
+def test_a_rollout_says_who_answers(made_up, tmp_path):
     key, registry_folder = new_key(tmp_path / "key"), tmp_path / "registry"
-    folders, registry = [shutil.copytree(bundle, tmp_path / bundle.name) for bundle in (small_bundle, other_bundle)], Registry(registry_folder, trusted=[key])
+    folders, registry = [shutil.copytree(made_up(seed), tmp_path / f"bundle{seed}") for seed in (0, 1)], Registry(registry_folder, trusted=[key])
     for folder in folders:
         (folder / SIGNATURE).write_bytes(signature_of((folder / MANIFEST).read_bytes(), private_key(tmp_path / "key")))
         registry.register(folder, "Ada", "A week's model.")
@@ -324,8 +323,8 @@ def test_a_rollout_says_who_answers(small_bundle, other_bundle, tmp_path):
         assert all(len(versions) == 1 for versions in answered.values()) and set.union(*answered.values()) == {"v1.0.0", "v1.0.1"}
 
 
-def test_versions_and_models_side_by_side(small_bundle, other_bundle):
-    first, second = small_bundle, other_bundle
+def test_versions_and_models_side_by_side(made_up):
+    first, second = made_up(0), made_up(1)
     with serving(first, second) as (addresses, service):
         for kind in TRITON:
             with client(kind, addresses) as one:
