@@ -46,6 +46,6 @@ schemathesis.openapi.media_type("application/octet-stream", ROWS.map(as_inferenc
 
 @schemathesis.hook
 def before_call(context, case, kwargs) -> None:
-    """What is served stays so: a name that was learned is not unloaded."""
+    """What is served stays so: no name that was learned from another answer is unloaded."""
     if case.operation.path.endswith("/unload"):
-        case.path_parameters = {name: "made_up_no_more" if value == "made_up" else value for name, value in case.path_parameters.items()}
+        case.path_parameters = {name: f"no {value}" for name, value in case.path_parameters.items()}

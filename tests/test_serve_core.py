@@ -5,7 +5,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -244,6 +243,14 @@ def test_an_explanation_adds_up_and_a_label_finds_its_answer(server):
     assert ask(address, "/v1/feedback", {"id": one["id"], "label": 0})[0] in (200, 404)
 
 
+def variant(bundle: Path, folder: Path, threshold: float) -> Path:
+    """The bundle with another threshold, which makes it another version."""
+    shutil.copytree(bundle, folder)
+    write_json(folder / "thresholds.json", {"dense": threshold})
+    write_manifest(folder, {"variant": "0" * 64})
+    return folder
+
+
 def test_two_versions_answer_and_one_is_let_go(small_bundle, tmp_path):
     other = variant(small_bundle, tmp_path / "releases" / "two", 0.9)
     with serving(small_bundle, server={"port": 0, "releases": str(tmp_path / "releases")}) as (address, service):
@@ -290,164 +297,6 @@ def test_beyond_its_limit_a_server_says_so_and_stays_alive(small_bundle):
             thread.join()
         assert sorted(status for status, _ in found) == [200, 200, 503, 503, 503, 503]
         assert all(headers["retry-after"] == "1" for status, headers in found if status == 503)
-
-
-# A process, and its signals.
-
-
-@contextmanager
-def process(*arguments: str):
-    """A server process and its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = subprocess.Popen([sys.executable, "-m", "prodml.serve.server", *arguments, "--port", str(port)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    lines = []
-    reader = threading.Thread(target=lambda: lines.extend(started.stderr))
-    reader.start()
-    try:
-        for _ in range(200):
-            try:
-                if ask(f"127.0.0.1:{port}", "/health/ready")[0] == 200:
-                    break
-            except OSError:
-                pass
-            if started.poll() is not None:
-                break
-            time.sleep(0.1)
-        yield started, f"127.0.0.1:{port}", lines
-    finally:
-        if started.poll() is None:
-            started.kill()
-        started.wait()
-        reader.join()
-
-
-class Callers:
-    """Threads that ask over kept connections until they are told to stop, and remember what they got."""
-
-    def __init__(self, address: str, count: int = 4):
-        self.address, self.statuses, self.versions, self.failures, self._stop = address, [], set(), [], threading.Event()
-        self._threads = [threading.Thread(target=self._call) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def _call(self) -> None:
-        body = json.dumps(ROW).encode()
-        connection = None
-        while not self._stop.is_set():
-            try:
-                connection = connection or http.client.HTTPConnection(self.address, timeout=20)
-                connection.request("POST", "/v1/predict", body, {"Content-Type": "application/json"})
-                answer = connection.getresponse()
-                told = json.loads(answer.read())
-                self.statuses.append(answer.status)
-                self.versions.add(told.get("version"))
-                if answer.getheader("connection") == "close":
-                    connection.close()
-                    connection = None
-            except OSError as error:
-                # Nobody listens any more: the way a stopped server looks from outside.
-                if not isinstance(error, ConnectionRefusedError):
-                    self.failures.append(error)
-                return
-
-    def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-
-def variant(bundle: Path, folder: Path, threshold: float) -> Path:
-    """The bundle with another threshold, which makes it another version."""
-    shutil.copytree(bundle, folder)
-    write_json(folder / "thresholds.json", {"dense": threshold})
-    write_manifest(folder, {"variant": "0" * 64})
-    return folder
-
-
-def test_a_reload_drops_nothing(tmp_path, small_bundle):
-    bundles, current = [variant(small_bundle, tmp_path / str(number), 0.1 + number / 10) for number in range(4)], tmp_path / "current"
-
-    def release(bundle: Path) -> None:
-        """Turn the link, in one step."""
-        (tmp_path / "next").symlink_to(bundle)
-        (tmp_path / "next").replace(current)
-
-    release(bundles[0])
-    with process(str(current), "--unsigned") as (server, address, lines):
-        callers = Callers(address)
-        for bundle in bundles[1:]:
-            release(bundle)
-            seen = len(callers.versions)
-            server.send_signal(signal.SIGHUP)
-            deadline = time.monotonic() + 20
-            while len(callers.versions) <= seen and time.monotonic() < deadline:
-                time.sleep(0.05)
-        (bundles[0] / "dense.onnx").write_bytes(b"no graph")
-        release(bundles[0])
-        server.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 20
-        while not any("was not loaded" in line for line in lines) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        callers.stop()
-        assert len(callers.versions) == 4 and set(callers.statuses) == {200} and not callers.failures, (callers.failures, lines)
-        assert any("was not loaded" in line for line in lines) and len(ask(address, "/v1/model")[2]["versions"]) == 1
-
-
-def test_it_drains_when_it_is_told_to_stop(tmp_path, small_bundle):
-    settings_file = tmp_path / "serve.toml"
-    settings_file.write_text('[server]\nnotice_seconds = 0.5\n')
-    with process(str(small_bundle), "--unsigned", "--settings", str(settings_file), "--log", str(tmp_path / "log")) as (server, address, lines):
-        callers = Callers(address)
-        time.sleep(0.5)
-        server.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-        assert ask(address, "/health/ready")[0] == 503 and ask(address, "/health/live")[0] == 200
-        assert server.wait(20) == 0
-        callers.stop()
-        assert set(callers.statuses) == {200} and len(callers.statuses) > 50 and not callers.failures, (callers.failures, lines)
-    from prodml.serve.log import read_chain
-
-    logged = sum(entered.frame.kind == "prediction" for chain in (tmp_path / "log").iterdir() if chain.is_dir() for entered in read_chain(chain))
-    assert logged == len(callers.statuses), "every answer is in the log"
-
-
-@pytest.mark.slow
-def test_a_worker_that_dies_is_replaced(small_bundle):
-    with process(str(small_bundle), "--unsigned", "--workers", "2") as (server, address, lines):
-        children = lambda: [int(one) for one in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()]
-        before = children()
-        assert len(before) == 2 and ask(address, "/v1/predict", ROW)[0] == 200 and ask(address, "/v1/models/1/use", b"")[0] == 404
-        os.kill(before[0], signal.SIGKILL)
-        deadline = time.monotonic() + 20
-        while (len(children()) < 2 or before[0] in children()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert len(children()) == 2 and before[1] in children()
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(20) == 0
-
-
-@pytest.mark.parametrize("arguments, sentence", [
-    (["--host", "0.0.0.0", "--unsigned"], "whoever reaches 0.0.0.0"), ([], "nobody has signed this bundle"), (["--settings", "none.toml"], "cannot be read"),
-])
-def test_it_refuses_to_start_open_or_unsigned(small_bundle, arguments, sentence):
-    done = subprocess.run([sys.executable, "-m", "prodml.serve.server", str(small_bundle), *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr
-
-
-def test_a_server_that_answers_has_loaded_nothing_heavy(small_bundle):
-    code = f"""
-import json, sys, urllib.request
-from prodml.serve.reader import RowReader, as_dict
-from prodml.serve.server import all_settings, make_service, running
-chosen = all_settings({{"server": {{"port": 0}}, "models": {{"unsigned": True}}}})
-with running(make_service([{str(small_bundle)!r}], chosen), chosen) as address:
-    urllib.request.urlopen(urllib.request.Request(address + "/v1/predict", json.dumps({ROW!r}).encode(), {{"content-type": "application/json"}})).read()
-print(sorted({{"torch", "pandas", "ibis", "duckdb", "scipy", "sklearn", "pyarrow", "grpc", "redis", "psycopg", "opentelemetry", "matplotlib", "IPython"}} & set(sys.modules)))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -282,7 +282,7 @@ class _Predicting(_Base):
             raise of_verdicts(wrong)
 
     def _to_rollout(self, request: Request, served: Served, row: Any, probability: float, now: int) -> None:
-        self.rollout.record(served.version, True, time.perf_counter() - request.began, probability)
+        self.rollout.record(served.version, True, served.batcher.took(), probability)
         if request.shadow is not None and len(self._shadows) < SHADOWS:
             task = asyncio.ensure_future(self._shadow(request.shadow, row if isinstance(row, dict) else as_dict(row), now))
             self._shadows.add(task)
@@ -290,14 +290,15 @@ class _Predicting(_Base):
 
     async def _shadow(self, version: str, row: dict[str, Any], now: int) -> None:
         "Ask another version the same, for the record; nobody waits for it."
-        began, probability = time.perf_counter(), None
+        probability = seconds = None
         try:
             served = self.models.get(version)
             numbers, codes, degraded = served.packed(row, now)
             probability = await self.batcher_of(served).row(numbers, codes)
+            seconds = served.batcher.took()
         except Exception:
             pass
-        self.rollout.record(version, probability is not None, time.perf_counter() - began, probability)
+        self.rollout.record(version, probability is not None, seconds, probability)
         if self.log is not None and probability is not None:
             self.log.append(self.record(new_ids(1)[0], now, served.name, version, "shadow", "", row, probability, degraded, None, served.digest, numbers + codes if served.step is not None else None))
 
@@ -329,7 +330,7 @@ class _Predicting(_Base):
             self.metrics.prediction(served.version, told.item()) if len(told) == 1 else self.metrics.predictions(served.version, told)
         if request.routed:
             for probability in told.tolist():
-                self.rollout.record(served.version, True, (time.perf_counter() - request.began) / max(1, len(told)), probability)
+                self.rollout.record(served.version, True, served.batcher.took(), probability)
         ids = new_ids(len(told))
         if self.log is not None:
             await self.placed(len(told) > MANY_ROWS, self._logged, request, served, prepared, ids, told, now)
@@ -497,8 +498,14 @@ class App(_Predicting):
         served = self.models.get(request.query("version").get("version"))
         return 200, JSON_HEADERS, encode(about(served) | {"live": self.models.get().version, "versions": self.models.versions()})
 
+    def check_free(self) -> None:
+        "Problem 409 where versions come and go by a rollout, and by nobody else."
+        if self.rollout is not None:
+            raise Problem(409, detail="A rollout says what is loaded here. Use `prodml rollout`.")
+
     async def load(self, request: Request) -> Answer:
         "Bring in a version from a folder below the releases, or once more from where it came; requests go on meanwhile."
+        self.check_free()
         body, version = await request.body(), request.values["version"]
         if not VERSION.fullmatch(version):
             raise Problem(422, detail="A version is named by up to 80 letters, digits, dots, plus and minus signs and underscores.")
@@ -523,11 +530,13 @@ class App(_Predicting):
 
     async def unload(self, request: Request) -> Answer:
         "Let a version go; who holds it is still answered."
+        self.check_free()
         self.models.unload(request.values["version"])
         return 200, JSON_HEADERS, encode({"live": self.models.get().version, "versions": self.models.versions()})
 
     async def use(self, request: Request) -> Answer:
         "Make a loaded version the live one."
+        self.check_free()
         self.models.use(request.values["version"])
         return 200, JSON_HEADERS, encode({"live": self.models.get().version, "versions": self.models.versions()})
 

@@ -7,6 +7,7 @@ __all__ = ['Answered', 'Batching', 'overloaded', 'Unanswered', 'checked', 'Batch
 
 # %% ../../nbs/4_serve/03_batching.ipynb #6ae39473
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -80,12 +81,13 @@ class Batcher:
         alone: Callable[[], bool] | None = None, # whether the server has no other request at hand
         on_batch: Callable[[int], None] | None = None, # told the rows of each call
     ):
-        self._predict, self._arrays, self._alone, self._on_batch = predict, arrays, alone or (lambda: False), on_batch
+        self._graph, self._arrays, self._alone, self._on_batch = predict, arrays, alone or (lambda: False), on_batch
         self._max_rows, self._max_wait, self._max_queue, self._thread_rows, self._seconds = max_rows, max_wait_us / 1e6, max_queue_rows, thread_rows, seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._waiting: list[tuple[bytes, bytes, Answered, float]] = []
         self._booked: Any = None
+        self._seconds_of_call: float | None = None
         self.queued_rows = 0
         self.calls, self.rows = 0, 0 # of the graph, and rows in them
 
@@ -152,6 +154,17 @@ class Batcher:
             self._count(len(part[0]))
             told.append(await loop.run_in_executor(self._threads, self._predict, *part))
         return checked(told[0] if len(told) == 1 else np.concatenate(told))
+
+    def _predict(self, numbers: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        began = time.perf_counter()
+        told = self._graph(numbers, codes)
+        self._seconds_of_call = time.perf_counter() - began
+        return told
+
+    def took(self) -> float | None:
+        "Seconds of the last call, told once: they are those of all its rows, and count for one."
+        seconds, self._seconds_of_call = self._seconds_of_call, None
+        return seconds
 
     def _count(self, rows: int) -> None:
         self.calls += 1

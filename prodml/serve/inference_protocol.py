@@ -466,9 +466,6 @@ class InferenceProtocol:
         live = self.live()
         return [Place(Path(served.folder), served.version, served.digest, served is live) for served in self.models.all() if served.name == name and served.folder]
 
-    def _check_alone(self) -> None:
-        if self.app.rollout is not None:
-            raise Problem(409, detail="A rollout says what is loaded here. Use `prodml rollout`.")
 
     async def load(
         self,
@@ -476,7 +473,7 @@ class InferenceProtocol:
         parameters: Mapping[str, Any] = {}, # that came with the request
     ) -> None:
         "Open its bundles once more; requests go on meanwhile. Problem 404 if nobody knows it, 409 if a bundle cannot be opened."
-        self._check_alone()
+        self.app.check_free()
         foreign = sorted(key for key in parameters if key == "config" or key.startswith("file:"))
         if foreign:
             raise malformed(f"The parameter {foreign[0][:80]!r} is not taken: a bundle is loaded from where the server found it, as it was signed.")
@@ -502,7 +499,7 @@ class InferenceProtocol:
         name: str, # of a loaded model
     ) -> None:
         "Let all its versions go, the live one too; who holds one is still answered. Problem 404 if it is not loaded."
-        self._check_alone()
+        self.app.check_free()
         found = self.versions(name)
         self._unloaded[name] = self._places(name)
         for served in found:

@@ -150,7 +150,7 @@ def routed(
     return route.champion
 
 # %% ../../nbs/4_serve/10_rollout.ipynb #d242460d
-LATENCY_EDGES_S = np.geomspace(1e-4, 60.0, 128)
+LATENCY_EDGES_S = np.concatenate([np.geomspace(1e-5, 1e-4, 22, endpoint=False), np.geomspace(1e-4, 60.0, 128)])
 _PROBABILITY_BINS = 20
 _MOST_LOSSES = 20_000  # that wait for the other side's
 _LOG_LOSS_CLIP = 7.0  # nats: a probability of 0.0009 for what happened
@@ -167,20 +167,21 @@ class Tally:
 
     def add(
         self,
-        answers: list[tuple[bool, float, float | None]], # whether it succeeded, seconds, probability
+        answers: list[tuple[bool, float | None, float | None]], # whether it succeeded, seconds if they count, probability
     ) -> None:
         "Count some answers."
         good = [answer for answer in answers if answer[0]]
-        self.count(len(answers), np.array([answer[1] for answer in good]), np.array([answer[2] for answer in good if answer[2] is not None], np.float64))
+        self.count(len(answers), len(answers) - len(good), *(np.array([answer[place] for answer in good if answer[place] is not None], np.float64) for place in (1, 2)))
 
     def count(
         self,
         trials: int, # how many answers
-        seconds: np.ndarray, # of those that succeeded
+        errors: int, # of them that failed
+        seconds: np.ndarray, # of calls of the graph
         probabilities: np.ndarray, # of those that have one; what is no number counts as 0
     ) -> None:
         "Count some answers, given as columns."
-        self.trials, self.errors = self.trials + trials, self.errors + trials - len(seconds)
+        self.trials, self.errors = self.trials + trials, self.errors + errors
         self.latency += np.bincount(np.searchsorted(LATENCY_EDGES_S, seconds, side="left"), minlength=len(self.latency))
         given = np.where(probabilities > 0, np.minimum(probabilities, 1), 0.0)
         self.probability += np.bincount(np.minimum((given * _PROBABILITY_BINS).astype(np.int64), _PROBABILITY_BINS - 1), minlength=_PROBABILITY_BINS)
@@ -428,7 +429,7 @@ def observed(
     given = np.where(draw.random(trials) < behaviour.confused, draw.beta(*behaviour.predicted, trials), truth)
     tally = Tally()
     good = draw.random(trials) >= behaviour.errors
-    tally.count(trials, draw.lognormal(np.log(behaviour.median_s), 0.5, trials)[good], given[good])
+    tally.count(trials, int(trials - good.sum()), draw.lognormal(np.log(behaviour.median_s), 0.5, trials)[good], given[good])
     if labelled:
         tally.losses = ((given - (draw.random(trials) < truth)) ** 2).round(6).tolist()
     return tally
@@ -541,7 +542,7 @@ class Rollout:
         self,
         version: str, # that answered
         ok: bool, # whether it did not fail
-        seconds: float, # it took
+        seconds: float | None, # that its graph was called for; None if another row of the same call has told them
         probability: float | None, # it predicted; None if it failed
     ) -> None:
         "Count an answer, seen or unseen."

@@ -192,7 +192,7 @@ def _wired(bundles: list[Path], settings: Settings, metrics_folder: str | Path |
     service = Service(app, models, bundles, closers, rollout=hooks.rollout)
     service.grpc = _grpc(add_inference_protocol(app), settings)
     add_page(app)
-    if own.registry or own.workers > 1:
+    if own.workers > 1:
         app.close_role("operate")
     return service
 
@@ -411,7 +411,7 @@ def make_server(
     server = Server(config)
     tasks = server.server_state.tasks
     service.app.alone = lambda: len(tasks) == 1
-    service.app.on_start.append(lambda: _on_signals(service))
+    service.app.on_start.append(lambda: _on_signals(service, lambda: _renewed(config, settings.tls, service.grpc)))
     return server
 
 
@@ -438,10 +438,29 @@ def _hurried(protocol: type, seconds: float) -> type:
     return Hurried
 
 
-async def _on_signals(service: Service) -> None:
+async def _on_signals(service: Service, renew: Callable[[], None]) -> None:
+    def again() -> None:
+        renew()
+        service.reload()
+
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(service.app.slow_thread, service.reload))
+        loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(service.app.slow_thread, again))
+
+
+def _renewed(config: Any, tls: Any, grpc: Any) -> None:
+    "Take certificate and key as they are on the disk now, for connections from now on; those that cannot be used change nothing."
+    from prodml.serve.access import load_certificates
+
+    if tls.certificate is None:
+        return
+    try:
+        load_certificates(config.ssl, tls)
+        if grpc is not None:
+            grpc.renew()
+        logger.info("the certificate was read again")
+    except InputError as error:
+        logger.error("the old certificate stays: %s", error)
 
 
 @contextlib.contextmanager
