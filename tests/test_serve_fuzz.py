@@ -135,12 +135,12 @@ def fuzzed(address: str, key: str, folder: Path, *more: str) -> None:
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(ROOT / "tests" / "schemathesis.toml"), "--no-color", "run", f"http://{address}/openapi.json", "-H", f"Authorization: Bearer {key}", "--generation-database", "none", *more]
     paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, cwd=folder, env=os.environ | {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": paths}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[:6000] + done.stdout[-3000:] + done.stderr[-2000:]
 
 
 def test_answers_are_as_described(full, operator, tmp_path):
     """schemathesis makes requests from the description, good and bad, and holds every answer against it."""
-    fuzzed(full[0], operator, tmp_path, "--max-examples", "4", "--seed", "1", "--phases", "coverage,fuzzing", "--workers", "2")
+    fuzzed(full[0], operator, tmp_path, "--max-examples", "8", "--seed", "1", "--phases", "fuzzing")
 
 
 @pytest.mark.slow
@@ -501,7 +501,7 @@ HOSTILE = st.none() | st.booleans() | st.integers(-(10**25), 10**25) | st.floats
 HOSTILE_ROWS = st.lists(st.fixed_dictionaries(dict.fromkeys(TYPES, HOSTILE)), min_size=1, max_size=4)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(rows=HOSTILE_ROWS, made=st.lists(rules(), max_size=5))
 def test_no_value_gets_by_the_quick_check_or_hides_among_others(rows, made):
     """What the quick check passes breaks no rule; and a row has the same verdicts alone as between others."""
