@@ -8,6 +8,8 @@ BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 LOCKED := $(VENV)/.locked
 FREE_GB := 6
+WORKERS ?= 2
+PYTEST := pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 .PHONY: help env data run test test-all smoke lab docs bench params lock
@@ -39,13 +41,13 @@ run: data ## the main job: dvc repro on the full data, then the table of results
 	@dvc repro
 	@prodml results
 
-test: env ## the tests (CI=true adds the slow ones)
+test: env ## the tests, two files at a time (CI=true adds the slow ones)
 	@prodml data fetch
-	@pytest $(if $(CI),,-m "not slow")
+	@$(PYTEST) $(if $(CI),,-m "not slow")
 
 test-all: env ## the tests, slow ones too
 	@prodml data fetch
-	@pytest
+	@$(PYTEST)
 
 smoke: data ## the whole pipeline on a sample, in build/smoke
 	@prodml trial build/smoke run=smoke
@@ -68,5 +70,5 @@ lock: env ## requirements.lock anew from pyproject.toml; pins that still fit sta
 	@$(if $(UPGRADE),rm -f requirements.lock.new,cp requirements.lock requirements.lock.new)
 	@uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes --no-header --quiet \
 		--no-emit-package torch --no-emit-package prodml --output-file requirements.lock.new >/dev/null
-	@awk '/^[a-z]/ { drop = ($$0 ~ /^(nvidia-|cuda-|triton)/ && $$0 !~ /^nvidia-ml-py/) } !drop { print }' requirements.lock.new > requirements.lock.part
+	@awk '/^[a-z]/ { drop = ($$0 ~ /^(nvidia-|cuda-|triton==)/ && $$0 !~ /^nvidia-ml-py/) } !drop { print }' requirements.lock.new > requirements.lock.part
 	@mv requirements.lock.part requirements.lock && rm requirements.lock.new

@@ -8,9 +8,13 @@ length. The peers answer as their tutorials show it, with one worker.
 
 The load comes from the other core: from wrk where it is installed, else from a client below, on uvloop, which is slower
 and then bounds the fastest servers. The servers take turns: in every round each is asked for some seconds at 1, 16 and
-64 connections, and what is compared are medians of the ratios within rounds. On a busy machine a server loses its core
+64 connections, and what is compared are medians of the ratios within rounds. Those that are not in turn are stopped (SIGSTOP), for some
+of them never sleep. On a busy machine a server loses its core
 now and then; so processor time a request is told too, and every ratio is given by both. Written to
 bench/results/serve.json and serve.png.
+
+`--where` asks `prodml serve` alone, at 64 connections, and tells the processor time of a request part by part; written to
+bench/results/serve_where.json.
 """
 
 import argparse
@@ -312,8 +316,24 @@ class Server:
         """Processor time so far of the server and what it started."""
         return sum(self._family().values()) / os.sysconf("SC_CLK_TCK")
 
+    def _send(self, number: int) -> None:
+        for process in self._family():
+            try:
+                os.kill(process, number)
+            except ProcessLookupError:
+                continue
+
+    def pause(self) -> None:
+        """Hold it and what it started, so that it takes no processor time from the others."""
+        self._send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._send(signal.SIGCONT)
+
     def close(self) -> None:
-        """Stop it and what it started."""
+        """End it and what it started."""
+        self.resume()
         family = self._family()
         for number in (signal.SIGTERM, signal.SIGKILL):
             for process in family:
@@ -415,6 +435,7 @@ def measured(names: list[str], rounds: int, seconds: float, load) -> tuple[dict[
         try:
             servers[name] = Server(name, bundle, row, answer)
             answer = servers[name].answer if name == OURS else answer
+            servers[name].pause()
             print(f"{name}: {servers[name].answer[:100].decode()}", file=sys.stderr)
         except (RuntimeError, subprocess.CalledProcessError) as error:
             failed[name] = str(error)
@@ -423,15 +444,102 @@ def measured(names: list[str], rounds: int, seconds: float, load) -> tuple[dict[
         for turn in range(rounds + 1):
             for connections in CONNECTIONS:
                 for name, server in servers.items():
+                    server.resume()
+                    time.sleep(0.2) # what gathered while it was held
                     before = server.cpu_seconds()
                     told = load(server, connections, seconds if turn else 1)
                     told["cpu_us"] = (server.cpu_seconds() - before) / max(1, told["requests"]) * 1e6
+                    server.pause()
                     if turn: # the first turn warms up
                         lines[name][str(connections)].append(told)
     finally:
         for server in servers.values():
             server.close()
     return lines, failed
+
+
+# Where the time goes: parts of the server are asked alone, in a process of their own, with the row of the benchmark.
+
+
+WHERE = """
+import json, statistics, sys, tempfile, time
+from pathlib import Path
+
+import msgspec
+from prodml.serve.app import Prediction, encode
+from prodml.serve.log import Chain, Index, Policy, LogSettings
+from prodml.serve.log_format import CODES, Record, id_key
+from prodml.serve.models import Models, Opening
+from prodml.serve.observe import Metrics
+
+served = Models(Opening(unsigned=True)).load(sys.argv[1])
+body = Path(sys.argv[2]).read_bytes()
+row = served.read(body)
+numbers, codes, _ = served.packed_read(row, 0)
+metrics, told = Metrics(), Prediction("0" * 24, served.name, served.version, 0.5, True, served.labels(0.5), [])
+records = [Record(f"{place:024x}", place, served.name, served.version, "predict", "anyone", row, 0.5, [], None, served.digest) for place in range(750)]
+policy, folder = Policy(LogSettings(), None), tempfile.TemporaryDirectory()
+chain = Chain(Path(folder.name) / "worker-00")
+index = Index(chain.folder)
+
+
+def count():
+    metrics.stage("features", 1e-5), metrics.stage("predict", 1e-3), metrics.prediction(served.version, 0.5), metrics.request("/v1/predict", 200, 1e-3)
+
+
+def entries():
+    return [(CODES["prediction"], record.at_us, id_key(record.id), policy.content(record)) for record in records]
+
+
+places = chain.write(entries())
+parts = {
+    "read and check the row": (lambda: served.read(body), 1), "pack it": (lambda: served.packed_read(row, 0), 1), "the network, 64 rows a call": (lambda: served.predict(*served.pack.arrays(numbers * 64, codes * 64)).tolist(), 64),
+    "write the answer": (lambda: encode(told), 1), "count": (count, 1), "log: encode and find a key": (entries, 750), "log: chain and write": (lambda: chain.write(made), 750), "log: index": (lambda: index.add(places, 1, 1), 750),
+}
+made, found = entries(), {}
+for name, (part, requests) in parts.items():
+    times, repeats = [], max(1, 2000 // requests)
+    for _ in range(9):
+        began = time.process_time_ns()
+        for _ in range(repeats):
+            part()
+        times.append((time.process_time_ns() - began) / repeats / requests / 1000)
+    found[name] = statistics.median(times)
+print(json.dumps(found))
+index.close(), chain.close()
+"""
+
+
+def where(load) -> dict[str, Any]:
+    """Processor time of a request in µs: the whole at 64 connections, and its parts; the rest is HTTP, the loop and the kernel."""
+    bundle = FOLDER / "bundle"
+    row = make_bundle(bundle)
+    (FOLDER / "where.py").write_text(WHERE)
+    (FOLDER / "row.json").write_bytes(body_for(OURS, row)[1])
+    told = subprocess.run([sys.executable, str(FOLDER / "where.py"), str(bundle), str(FOLDER / "row.json")], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=lambda: os.sched_setaffinity(0, {0})).stdout
+    whole = {}
+    for name in (OURS, CONSTANT):
+        server = Server(name, bundle, row, b'{"probability": 0.5}')
+        try:
+            load(server, 64, 2)
+            whole[name] = median([_cpu_us(server, load) for _ in range(5)])
+        finally:
+            server.close()
+    parts = json.loads(told)
+    return {"whole": whole, "parts": parts | {"HTTP, the loop and the kernel (the rest)": whole[OURS] - sum(parts.values())}}
+
+
+def _cpu_us(server: Server, load) -> float:
+    before = server.cpu_seconds()
+    requests = load(server, 64, 3)["requests"]
+    return (server.cpu_seconds() - before) / requests * 1e6
+
+
+def show_where(record: dict[str, Any]) -> None:
+    """Print the parts."""
+    for name, microseconds in record["parts"].items():
+        print(f"{name:45}{microseconds:7.1f} µs")
+    print(f"{OURS:45}{record['whole'][OURS]:7.1f} µs\n{CONSTANT:45}{record['whole'][CONSTANT]:7.1f} µs")
 
 
 # What came out.
@@ -515,6 +623,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=5, help="of each turn")
     parser.add_argument("--only", nargs="*", default=[], help=f"some of {', '.join(PEERS)}; nothing is written then")
     parser.add_argument("--redraw", action="store_true", help="measure nothing: draw and print the last record")
+    parser.add_argument("--where", action="store_true", help="tell where the time of a request goes")
     given = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     sys.path.insert(0, str(ROOT))
@@ -527,6 +636,10 @@ def main() -> None:
     from prodml.model.measure import device_facts
 
     by_wrk = shutil.which("wrk") is not None
+    if given.where:
+        record = {"device": device_facts(threads=1)} | where(load_by_wrk if by_wrk else load_by_uvloop)
+        write_json(RESULTS / "serve_where.json", record)
+        return show_where(record)
     device = device_facts(threads=1)
     lines, failed = measured([OURS, CONSTANT, *(given.only or PEERS)], given.rounds, given.seconds, load_by_wrk if by_wrk else load_by_uvloop)
     record = {

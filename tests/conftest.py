@@ -1,9 +1,13 @@
 """What several tests share."""
 
+import fcntl
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +33,20 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
+def stages_run(done: subprocess.CompletedProcess) -> list[str]:
+    """The stages that a `dvc repro` ran, in order."""
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return re.findall(r"Running stage '(\w+)'", done.stdout)
+
+
+def edit(notebook: Path, kind: str, text: str) -> None:
+    """Append a text to the last markdown cell, or to the last stage cell, of a notebook."""
+    content = json.loads(notebook.read_text())
+    fits = (lambda cell: cell["cell_type"] == "markdown") if kind == "prose" else (lambda cell: "".join(cell["source"]).startswith("#| stage"))
+    [cell for cell in content["cells"] if fits(cell)][-1]["source"].append(text)
+    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A git checkout of the project as it is now, committed or not, with its own DVC cache."""
@@ -47,8 +65,30 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_bundle(tmp_path_factory) -> Path:
-    """An unsigned bundle of a small network on made-up rows: delay and wind are numbers, carrier a category."""
-    from prodml.trust.bundle import made_up_bundle
+def made_up(tmp_path_factory) -> Callable[[int], Path]:
+    """Gives the made-up bundle of a seed, to be copied before it is changed. An export takes seconds, so that each is made once for all workers."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "made-up"
+    shared.mkdir(exist_ok=True)
 
-    return made_up_bundle(tmp_path_factory.mktemp("bundle") / "small")
+    def bundle(seed: int) -> Path:
+        from prodml.trust.bundle import made_up_bundle
+
+        folder = shared / str(seed) / "small"
+        with open(shared / f"{seed}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return folder if folder.exists() else made_up_bundle(folder, seed)
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def small_bundle(made_up) -> Path:
+    """An unsigned bundle of a small network on made-up rows: delay and wind are numbers, carrier a category."""
+    return made_up(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with slow tests come first: of two workers, the one that gets a long file last would finish alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -1,5 +1,7 @@
 """Bodies that JSON Schema cannot describe: rows of the small bundle as CSV and as an Arrow stream."""
 
+import json
+
 import pyarrow as pa
 import schemathesis
 from hypothesis import strategies as st
@@ -31,3 +33,19 @@ def filter_body(context, body) -> bool:
     """JSON Schema cannot say that columns are of one length."""
     lists = [value for value in body.values() if isinstance(value, list)] if isinstance(body, dict) else []
     return len({len(value) for value in lists}) <= 1
+
+
+def as_inference(rows: list[dict]) -> bytes:
+    """The rows as a request of the Open Inference Protocol."""
+    kinds = {"delay": "FP64", "wind": "FP64", "carrier": "BYTES"}
+    return json.dumps({"inputs": [{"name": name, "datatype": kind, "shape": [len(rows)], "data": [row[name] for row in rows]} for name, kind in kinds.items()]}).encode()
+
+
+schemathesis.openapi.media_type("application/octet-stream", ROWS.map(as_inference))
+
+
+@schemathesis.hook
+def before_call(context, case, kwargs) -> None:
+    """What is served stays so: no name that was learned from another answer is unloaded."""
+    if case.operation.path.endswith("/unload"):
+        case.path_parameters = {name: f"no {value}" for name, value in case.path_parameters.items()}

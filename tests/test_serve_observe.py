@@ -14,8 +14,11 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +29,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from prodml.bundle.bundle import MANIFEST, SIGNATURE, write_manifest
+from prodml.bundle.sign import new_key, private_key, signature_of
 from prodml.core.errors import InputError
+from prodml.core.files import write_json
+from prodml.serve.access import new_api_key
 from prodml.serve.observe import (
     METRICS, PROBABILITIES, REQUEST_SECONDS, STAGE_SECONDS, JsonLines, Metrics, ObserveSettings, RequestLog, Trace, Tracing, adopt, alerts_of, dashboard, is_sampled, operations_files, queries, stale_files, start_logs,
     trace_of, unknown_in, write_files,
 )
+from prodml.serve.registry import Registry
+from prodml.serve.server import all_settings, make_service, running
 
 ROOT = Path(__file__).resolve().parent.parent
 PANELS = [(metric, panel) for metric in METRICS for panel in metric.panels]
@@ -136,7 +145,7 @@ def test_a_number_that_cannot_be_had_hides_no_other(caplog):
 def test_what_alerts_ask_for_is_there_from_the_start():
     """`increase` does not see a counter that begins at 1."""
     found = read(Metrics())
-    assert found["prodml_rollout_verdicts_total", ("verdict", "rolled_back")] == found["prodml_log_lost_total",] == found["prodml_refused_total", ("reason", "unknown")] == 0
+    assert found["prodml_rollout_verdicts_total", ("verdict", "rollback")] == found["prodml_log_lost_total",] == found["prodml_refused_total", ("reason", "unknown")] == 0
     assert found["prodml_workers",] == 1 and abs(found["prodml_start_time_seconds",] - time.time()) < 60 and found["process_resident_memory_bytes",] > 1e6
 
 
@@ -210,6 +219,29 @@ def test_gauges_are_added_or_the_largest_is_taken_and_the_dead_have_none(tmp_pat
     workers[2].close()
     found = read(workers[0])
     assert (found["prodml_in_flight_requests",], found["prodml_online_age_seconds",], found["prodml_workers",]) == (3, 10, 2)
+
+
+def test_what_all_workers_read_from_one_place_is_not_added(tmp_path):
+    """Decisions about rollouts stand in the registry; a dead worker leaves none to its heir."""
+    workers = [Metrics(tmp_path) for _ in range(3)]
+    for worker in workers:
+        worker.set("prodml_rollout_verdicts_total", 2, "promote")
+    key = "prodml_rollout_verdicts_total", ("verdict", "promote")
+    assert read(workers[0])[key] == 2
+    workers[2].close()
+    heir = Metrics(tmp_path)
+    heir.set("prodml_rollout_verdicts_total", 3, "promote")
+    assert read(workers[0])[key] == 3
+
+
+def test_a_counter_that_is_watched_adds_to_what_a_dead_worker_left(tmp_path):
+    dead, lost = Metrics(tmp_path), 5
+    dead.watch("prodml_log_lost_total", lambda: lost)
+    assert read(dead)["prodml_log_lost_total",] == read(dead)["prodml_log_lost_total",] == 5
+    dead.close()
+    heir, lost = Metrics(tmp_path), 1
+    heir.watch("prodml_log_lost_total", lambda: lost)
+    assert read(heir)["prodml_log_lost_total",] == 6
 
 
 def test_a_line_that_is_half_written_waits(tmp_path):
@@ -319,6 +351,7 @@ def filled() -> Metrics:
     metrics.broken_rule("range")
     metrics.degraded("lag")
     metrics.set("prodml_model_loaded", 1, "flights", "1")
+    metrics.count("prodml_rollout_verdicts_total", "promote")
     return metrics
 
 
@@ -401,7 +434,9 @@ def test_opentelemetry_is_imported_only_when_it_is_asked_for():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-def test_spans_reach_a_collector():
+@contextmanager
+def collector():
+    """The address of a collector of OpenTelemetry, and what it got."""
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
     class Collector(http.server.BaseHTTPRequestHandler):
@@ -417,15 +452,28 @@ def test_spans_reach_a_collector():
     server = http.server.HTTPServer(("127.0.0.1", 0), Collector)
     server.got = []
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    tracing = Tracing(ObserveSettings(traces=f"http://127.0.0.1:{server.server_port}/v1/traces", service="flights"))
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1/traces", server.got
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _told_to(address: str) -> Trace:
+    """Tell of a request that failed and of one that is not sampled; the trace of the first."""
+    tracing = Tracing(ObserveSettings(traces=address, service="flights"))
     parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     trace = trace_of([(b"traceparent", parent.encode())])
     tracing.record(trace, "predict", 503, 0.004, [("read", 0.001), ("predict", 0.002)])
     tracing.record(Trace("1" * 32, "2" * 16, None, False), "predict", 200, 0.004, [])
     tracing.close()
-    server.shutdown()
-    server.server_close()
-    [resource] = server.got[0].resource_spans
+    return trace
+
+
+def test_spans_reach_a_collector():
+    with collector() as (address, got):
+        trace = _told_to(address)
+    [resource] = got[0].resource_spans
     spans = {span.name: span for span in resource.scope_spans[0].spans}
     assert {item.key: item.value.string_value for item in resource.resource.attributes}["service.name"] == "flights" and set(spans) == {"read", "predict"} | {"predict"}
     everything = list(resource.scope_spans[0].spans)
@@ -494,3 +542,171 @@ except ValueError:
         assert done.returncode == 0 and "hunter2" not in done.stdout + done.stderr and "ValueError" in done.stderr, done.stderr
         if form == "json":
             assert [json.loads(line)["logger"] for line in done.stderr.splitlines()] == ["uvicorn.error", "uvicorn.access", "prodml"]
+
+
+# The real server
+
+
+PREDICT, ROW = "/v1/predict", {"delay": 0.4, "wind": 1.5, "carrier": "UA"}
+# What needs an online table (tests/test_online.py) or a log that is full.
+ELSEWHERE = {"prodml_degraded_total", "prodml_online_age_seconds", "prodml_log_lost_total", "prodml_log_troubled_workers", "prodml_log_waiting_records"}
+
+
+def released(bundle: Path, folder: Path, threshold: float, key: Path) -> Path:
+    """A signed copy with another threshold."""
+    copy = shutil.copytree(bundle, folder)
+    write_json(copy / "thresholds.json", {"dense": threshold})
+    write_manifest(copy, {})
+    (copy / SIGNATURE).write_bytes(signature_of((copy / MANIFEST).read_bytes(), private_key(key)))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def watched(small_bundle, tmp_path_factory):
+    """The address of a server with everything on, its key, service and collected spans."""
+    folder = tmp_path_factory.mktemp("watched")
+    public = new_key(folder / "signer")
+    registry = Registry(folder / "registry", trusted=[public])
+    folders = [released(small_bundle, folder / str(at), 0.5 + at / 10, folder / "signer") for at in range(2)]
+    for each in folders:
+        registry.register(each, "Ada", "A week's model.")
+    registry.assign("made_up", "champion", "v1.0.0", "Ada", "The first one.")
+    registry.store.close()
+    key = new_api_key(folder / "keys.json", "Ada", ["predict", "explain", "feedback", "audit"]).reveal()
+    with collector() as (traces, spans):
+        chosen = all_settings({
+            "server": {"port": 0, "registry": str(folder / "registry")}, "models": {"trusted": [str(public)]}, "access": {"keys": str(folder / "keys.json")}, "log": {"folder": str(folder / "log")},
+            "observe": {"traces": traces, "requests_share": 1.0}, "rollout": {"steps": [{"weight": 0.5}]},
+        })
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")  # milliseconds until spans are sent
+            service = make_service(folders[:1], chosen, folder / "metrics")
+        with running(service, chosen) as address:
+            yield address, key, service, spans
+
+
+def ask(address: str, path: str, key: str | None, body=None, **headers: str):
+    """Status and body."""
+    own = {name.replace("_", "-"): value for name, value in headers.items()} | ({"Authorization": f"Bearer {key}"} if key else {}) | ({"Content-Type": "application/json"} if body is not None else {})
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address + path, None if body is None else json.dumps(body).encode(), own), timeout=20) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def told_by(address: str, key: str) -> dict:
+    """What /metrics says, as Prometheus's own library reads it; asked twice, since some of it comes from a thread."""
+    ask(address, "/metrics", key)
+    time.sleep(0.1)
+    families = text_string_to_metric_families(ask(address, "/metrics", key)[1].decode())
+    return {(sample.name, *sorted(sample.labels.items())): sample.value for family in families for sample in family.samples}
+
+
+def difference(after: dict, before: dict, name: str, **labels: str) -> float:
+    """How much a number grew, over all series with these labels."""
+    chosen = [key for key in after if key[0] == name and set(labels.items()) <= set(key[1:])]
+    assert chosen, (name, labels)
+    return sum(after[key] - before.get(key, 0) for key in chosen)
+
+
+def test_every_number_moves_when_it_should(watched):
+    address, key, service, _ = watched
+    before = told_by(address, key)
+    with ThreadPoolExecutor(8) as pool:
+        answers = [json.loads(told) for _, told in pool.map(lambda _: ask(address, PREDICT, key, ROW), range(40))]
+    assert ask(address, PREDICT, key, [ROW] * 5)[0] == 200
+    status, refused = ask(address, PREDICT, key, {"wind": 1.0})
+    rules = [one["rule"] for one in json.loads(refused)["errors"]]
+    assert status == 422 and rules
+    assert ask(address, "/v1/explain", key, ROW)[0] == 200 and ask(address, PREDICT, "prodml_" + "0" * 12 + "_" + "0" * 64, ROW)[0] == 401
+    assert ask(address, "/nothing", key)[0] == 404
+    service.app.log.flush()
+    assert ask(address, "/v1/feedback", key, [{"id": answers[0]["id"], "label": 1}, {"id": "unknown", "label": 0}])[0] == 200
+    service.app.rollout.start("v1.0.1", "Ada", "A week later.")
+    service.app.rollout.rollback("Ada", "It was a test.")
+    after = told_by(address, key)
+    grew = lambda name, **labels: difference(after, before, name, **labels)
+    assert grew("prodml_requests_total", route=PREDICT, status="200") == 41 and grew("prodml_requests_total", route=PREDICT, status="422") == grew("prodml_requests_total", route=PREDICT, status="401") == 1
+    assert grew("prodml_requests_total", route="none", status="404") == 1 and grew("prodml_request_seconds_count", route=PREDICT) == 43
+    assert grew("prodml_prediction_probability_count") == grew("prodml_batch_rows_sum") == 45 and 0 < grew("prodml_batch_rows_count") <= 41
+    assert grew("prodml_prediction_probability_sum") == pytest.approx(45 * answers[0]["probability"])
+    assert grew("prodml_stage_seconds_count", stage="features") == grew("prodml_stage_seconds_count", stage="predict") >= 40 and grew("prodml_stage_seconds_count", stage="explain") == 1
+    assert grew("prodml_broken_rules_total") == len(rules) and all(grew("prodml_broken_rules_total", rule=rule) == 1 for rule in rules)
+    assert grew("prodml_feedback_total") == grew("prodml_refused_total", reason="unknown") == 1
+    assert grew("prodml_rollout_verdicts_total", verdict="start") == grew("prodml_rollout_verdicts_total", verdict="rollback") == 1
+    assert after["prodml_model_loaded", ("model", "made_up"), ("version", "v1.0.0")] == after["prodml_workers",] == 1 and after["prodml_in_flight_requests",] >= 1
+    assert abs(after["prodml_start_time_seconds",] - time.time()) < 600 and after["process_resident_memory_bytes",] > 1e7 and grew("process_cpu_seconds_total") > 0
+    shown = {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for (name, *_), value in after.items() if value > 0}
+    assert {metric.name for metric in METRICS} - shown <= ELSEWHERE
+
+
+def test_another_worker_sees_the_states_of_this_one(watched):
+    service = watched[2]
+    other = Metrics(service.app.metrics.numbers.path.parent)
+    end = time.monotonic() + 10
+    while ("prodml_model_loaded", ("model", "made_up"), ("version", "v1.0.0")) not in (found := read(other)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert found["prodml_model_loaded", ("model", "made_up"), ("version", "v1.0.0")] == 1 and found["prodml_workers",] == 2
+    other.close()
+
+
+def test_alerts_ask_for_routes_that_the_server_has(watched):
+    """An alert on a route that nothing is called by would never fire."""
+    from prodml.serve.grpc import PACKAGE
+
+    service = watched[2]
+    routes = {route.path for route in service.app.routes} | {f"/{PACKAGE}.GRPCInferenceService/ModelInfer", f"/{PACKAGE}.GRPCInferenceService/ServerLive"}
+    asked = {pattern for alert in alerts_of() for pattern in re.findall(r'route=~"([^"]*)"', alert.expression)}
+    assert asked and not [alert.name for alert in alerts_of() if re.search(r'route="', alert.expression)]
+    for pattern in asked:
+        found = {route for route in routes if re.fullmatch(pattern, route)}
+        assert PREDICT in found and f"/{PACKAGE}.GRPCInferenceService/ModelInfer" in found and any(route.startswith("/v2/") for route in found)
+        assert not [route for route in found if "health" in route or "Live" in route or "explain" in route]
+    history = {route for alert in alerts_of() for series in [*alert.fires, *alert.silent] for route in re.findall(r'route="([^"]*)"', series)}
+    assert history <= routes
+
+
+def test_a_log_that_cannot_be_written_is_told(watched, monkeypatch):
+    address, key, service, _ = watched
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fdatasync", full)
+        assert ask(address, PREDICT, key, ROW)[0] == 200
+        end = time.monotonic() + 10
+        while not service.app.log.trouble and time.monotonic() < end:
+            time.sleep(0.02)
+        found = told_by(address, key)
+        assert found["prodml_log_troubled_workers",] == 1 and found["prodml_log_waiting_records",] >= 1
+    service.app.log.flush()
+    found = told_by(address, key)
+    assert found["prodml_log_troubled_workers",] == found["prodml_log_waiting_records",] == 0
+
+
+def test_requests_are_traced_and_logged_without_a_secret(watched):
+    address, key, service, spans = watched
+    stream, logger = io.StringIO(), logging.getLogger("prodml.serve.requests")
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLines())
+    logger.addHandler(handler)
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    try:
+        assert ask(address, PREDICT, key, ROW, traceparent=parent)[0] == 200 and ask(address, f"{PREDICT}?api_key={key}", key, {"wind": 1.0}, traceparent=parent)[0] == 422
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["route"], line["status"], line["trace_id"]) for line in lines] == [(PREDICT, status, parent[3:35]) for status in (200, 422)]
+    assert all(line["caller"] == "key:Ada" and line["milliseconds"] > 0 for line in lines) and key not in stream.getvalue() and key[20:] not in stream.getvalue()
+    end = time.monotonic() + 20
+    mine = []
+    while len(mine) < 2 and time.monotonic() < end:
+        time.sleep(0.1)
+        mine = [span for batch in list(spans) for resource in batch.resource_spans for scope in resource.scope_spans for span in scope.spans if span.trace_id.hex() == parent[3:35]]
+    assert {span.parent_span_id.hex() for span in mine} == {"00f067aa0ba902b7"} and {span.name for span in mine} == {PREDICT} and {span.span_id.hex() for span in mine} == {line["span_id"] for line in lines}
+    assert not [batch for batch in spans if key in str(batch)]

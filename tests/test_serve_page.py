@@ -16,7 +16,7 @@ from browser import LACKING, chromium
 from prodml.bundle.bundle import open_bundle, write_manifest
 from prodml.core.files import read_json, write_json
 from prodml.serve.models import Served
-from prodml.serve.page import add_page, figures_of, page_of, zones_of
+from prodml.serve.page import fields_of, figures_of, page_of, zones_of
 from prodml.serve.server import all_settings, make_service, running
 
 in_a_browser = pytest.mark.skipif(LACKING is not None, reason=f"{LACKING}")
@@ -28,7 +28,6 @@ def site(bundle, tables=None):
     """The address of a server with the page."""
     settings = all_settings({"server": {"port": 0}, "models": {"unsigned": True, "rejected": True}, **(tables or {})})
     service = make_service([bundle], settings)
-    add_page(service.app)
     with running(service, settings) as address:
         yield address
 
@@ -117,7 +116,7 @@ def test_what_a_bundle_says_cannot_become_code(address):
     text = get(address)[1]
     assert NASTY not in text and text.count("<script") == 2 and "<img" not in text
     data = re.search(r'<script type="application/json" id="model">(.*?)</script>', text, re.DOTALL).group(1)
-    assert "<" not in data and [field["name"] for field in json.loads(data)["fields"]] == ["carrier", "delay", "wind"]
+    assert "<" not in data and [field["name"] for field in json.loads(data)["fields"]] == ["delay", "carrier", "wind"]
 
 
 def test_the_card_comes_in_a_sandbox_and_only_if_it_is_the_bundles(bundle, address, tmp_path):
@@ -215,12 +214,12 @@ def test_a_row_is_asked_by_keyboard_alone(browser, address):
     browser.go(address)
     browser.key("Tab")
     assert focused(browser) == "To the row"
-    tab_to(browser, "c-0")
+    tab_to(browser, "c-1")
     browser.write("UA")
     outline = browser.js("getComputedStyle(document.activeElement).outlineStyle + getComputedStyle(document.activeElement).outlineWidth")
     assert outline == "solid3px", "the focus is seen"
     browser.js("document.activeElement.value = 'UA'")
-    tab_to(browser, "c-1")
+    tab_to(browser, "c-0", back=True)
     browser.write("0.4")
     browser.key("Enter")
     browser.until("document.querySelector('#answer .shares') !== null")
@@ -240,26 +239,48 @@ def test_a_row_is_asked_by_keyboard_alone(browser, address):
 
 @in_a_browser
 def test_what_is_wrong_stands_next_to_its_field_and_has_the_focus(browser, address):
+    browser.size(1280, 500)
     browser.go(address)
-    tab_to(browser, "c-1")
+    tab_to(browser, "c-0")
     browser.write("99")
-    browser.key("Tab")
+    tab_to(browser, "c-2")
     browser.write("windy")
     browser.key("Enter")
     browser.until("document.querySelector('.problem') !== null")
-    assert focused(browser) == "c-1"
+    assert focused(browser) == "c-0"
     assert browser.js("[...document.querySelectorAll('[aria-invalid=true]')].map(one => one.name).join()") == "delay,wind"
-    assert browser.js("document.getElementById('w-1').textContent") == "Send a value from -10 and up to 10." and browser.js("document.getElementById('w-2').textContent") == "Send a number, or leave the field empty."
-    assert "w-1" in browser.js("document.getElementById('c-1').getAttribute('aria-describedby')")
+    assert browser.js("document.getElementById('w-0').textContent") == "Send a value from -10 and up to 10." and browser.js("document.getElementById('w-2').textContent") == "Send a number, or leave the field empty."
+    assert "w-0" in browser.js("document.getElementById('c-0').getAttribute('aria-describedby')")
+    covered = "(() => { const box = document.activeElement.getBoundingClientRect(); return document.elementFromPoint(box.x + 5, box.bottom - 5) !== document.activeElement; })()"
+    assert browser.js(covered) is False, "nothing covers what is to be mended"
     browser.js("document.activeElement.select()")
     browser.write("1")
-    browser.key("Tab")
+    tab_to(browser, "c-2")
     browser.js("document.activeElement.select()")
     browser.write("2")
     browser.key("Enter")
     browser.until("document.querySelector('#answer .shares') !== null && document.querySelector('.problem') === null && document.querySelector('[aria-invalid]') === null")
     browser.write("3")
     assert browser.js("document.getElementById('old').textContent") == "to the row before it was changed"
+
+
+@in_a_browser
+def test_columns_that_break_a_rule_alike_share_a_line(browser, address):
+    browser.go(address)
+    browser.js("""refused({ title: "No", status: 422, errors: ["delay", "wind", "carrier"].map(column => ({ column, rule: "known", remedy: column === "carrier" ? "Send a word." : "Send a value." })) })""")
+    assert browser.js("[...document.querySelectorAll('.problem li')].map(one => one.textContent).join('|')") == "delay, wind: known. Send a value.|carrier: known. Send a word."
+    browser.js("document.querySelectorAll('.problem a')[1].click()")
+    assert focused(browser) == "c-2"
+
+
+@in_a_browser
+def test_the_typical_request_of_the_bundle_goes_first_and_what_is_not_known_is_asked_for(browser, address, small_bundle):
+    served = Served(open_bundle(small_bundle, unsigned=True), "1", small_bundle)
+    served.bundle.rowwise = {"example": {"carrier": "ZZ", "delay": 0.125}}
+    assert {field.name: field.example for field in fields_of(served)} | {"wind": None} == {"delay": 0.125, "carrier": "ZZ", "wind": None}
+    browser.go(address)
+    browser.js("model.fields[0].example = null; document.getElementById('typical').click()")
+    assert focused(browser) == "c-0" and "typical of delay: give a value" in browser.js("document.getElementById('filled').textContent")
 
 
 @in_a_browser

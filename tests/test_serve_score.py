@@ -118,7 +118,7 @@ COMMAND = "import argparse, sys; from prodml.serve.score import *; p = argparse.
 
 @pytest.mark.parametrize(("source", "target", "threads"), [("in.parquet", "out.parquet", 1), ("in.csv", "out.csv", 2)])
 def test_killed_and_resumed_gives_the_same_bytes(served, small_bundle, tmp_path, source, target, threads):
-    path = write(rows(20_000, bad=1), tmp_path / source)
+    path = write(rows(10_000, bad=1), tmp_path / source)
     options = ["--bundle", str(small_bundle), "--unsigned", "--part-rows", "50", "--max-rejected", "0.1", "--keep", "key", "--threads", str(threads)]
     command, records = [sys.executable, "-c", COMMAND, str(path), str(tmp_path / target), *options], folder_of(tmp_path / target)
     killed = 0
@@ -202,7 +202,7 @@ def test_a_rejected_row_is_json_whatever_it_held(served, tmp_path):
 ARROW = {"int": [pa.int64(), pa.int32(), pa.float64()], "float": [pa.float64(), pa.float32(), pa.int64()], "text": [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], "time": [pa.timestamp("us"), pa.timestamp("ns"), pa.timestamp("s"), pa.timestamp("us", "Europe/Paris")]}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data(), made=st.lists(rules(), max_size=5))
 def test_a_row_without_doubt_breaks_no_rule(data, made):
     check = RowChecker(row_contract("rows", TYPES, [rule | {"name": f"rule {number}"} for number, rule in enumerate(made)], "no target"))

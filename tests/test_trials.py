@@ -1,8 +1,7 @@
-"""Whole pipelines: another table, a stranger's CSV, what re-runs what, a kill, experiments."""
+"""Whole pipelines: another table through every stage, what re-runs what, a kill."""
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -10,29 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, git, run
+from conftest import ROOT, edit, run, stages_run
 
 from prodml.bundle.bundle import open_bundle
 from prodml.core.trial import run_trial
 
 pytestmark = pytest.mark.slow
-
-
-def stages_run(done: subprocess.CompletedProcess) -> list[str]:
-    """The stages that a `dvc repro` ran, in order."""
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return re.findall(r"Running stage '(\w+)'", done.stdout)
-
-
-def edit(notebook: Path, kind: str, text: str) -> None:
-    """Append a text to the last markdown cell, or to the last stage cell, of a notebook."""
-    content = json.loads(notebook.read_text())
-    fits = (lambda cell: cell["cell_type"] == "markdown") if kind == "prose" else (lambda cell: "".join(cell["source"]).startswith("#| stage"))
-    [cell for cell in content["cells"] if fits(cell)][-1]["source"].append(text)
-    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 @pytest.fixture(scope="module")
@@ -108,41 +92,3 @@ def test_a_killed_stage_leaves_nothing_half_written(second_table):
     assert stages_run(subprocess.run(again, cwd=second_table, capture_output=True, text=True)) == ["train"]
     assert (written / "model.safetensors").read_bytes() == before, "resumed or not, the same bytes"
     assert not list(checkpoints.rglob("*.safetensors")), "a finished training leaves no checkpoint"
-
-
-def test_a_strangers_csv_needs_one_file(checkout):
-    rng = np.random.default_rng(0)
-    rows = 600
-    income = rng.normal(3000, 800, rows).round(2)
-    table = pd.DataFrame({
-        "customer": [f"C{number:05}" for number in range(rows)], "income": income, "city": rng.choice(["Köln", "Bonn, am Rhein", 'Ulm "Mitte"', None], rows),
-        "joined": pd.date_range("2015-01-01", periods=rows).strftime("%Y-%m-%d"), "visits": rng.poisson(3, rows), "member": rng.choice(["true", "false"], rows),
-        "left": np.where(income + rng.normal(0, 500, rows) > 3000, "yes", "no"),
-    })
-    table.loc[rng.random(rows) < 0.2, "income"] = None
-    (checkout / "shop").mkdir()
-    table.to_csv(checkout / "shop" / "customers.csv", index=False)
-    (checkout / "conf" / "data" / "shop.yaml").write_text(
-        "defaults: [defaults, _self_]\nname: shop\nfolder: shop\nmain: customers\ntables: {customers: {file: customers.csv}}\n"
-        "target: {column: left, positive: 'yes'}\nsplit: {by: time, column: joined, validation_from: '2015-12-01', test_from: '2016-04-01'}\nfeatures: {max_categories: 100}\n"
-    )
-    assert run("python", "-m", "prodml.cli", "params", "data=shop", "run=smoke", "data.sample_fraction=1.0", cwd=checkout).returncode == 0
-    assert "bundle" in stages_run(run("dvc", "repro", "dvc.yaml", cwd=checkout))
-    kinds = json.loads((checkout / "artifacts" / "features" / "report.json").read_text())["kinds"]
-    assert {name: kind for name, (kind, _) in kinds.items()} == {"customer": "drop", "income": "number", "city": "category", "joined_weekday": "category", "joined_hour": "drop", "visits": "number", "member": "category"}
-    assert json.loads((checkout / "metrics" / "evaluate.json").read_text())["lightgbm"]["test"]["roc_auc"] > 0.6
-
-
-def test_experiments_run_the_copys_code(checkout):
-    """`dvc exp run` composes conf/ itself; a queued run in a copy imports the copy's package."""
-    check = "\nimport prodml\nassert __import__('pathlib').Path(prodml.__file__).resolve().is_relative_to(project_root().resolve()), prodml.__file__"
-    edit(checkout / "nbs" / "1_data" / "01_ingest.ipynb", "run", check)
-    git(checkout, "commit", "-qam", "look where the package comes from")
-    queued = run("dvc", "exp", "run", "--queue", "-S", "data=breast_cancer", "-S", "model=logistic,mlp", "-S", "run=smoke", "-S", "data.sample_fraction=1.0", "bundle", cwd=checkout)
-    assert queued.returncode == 0, queued.stderr
-    done = run("dvc", "exp", "run", "--run-all", cwd=checkout)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    table = run("dvc", "exp", "show", "--csv", cwd=checkout).stdout
-    assert "logistic" in table and table.count("breast_cancer") >= 2, table
-    names = run("dvc", "exp", "list", "--name-only", cwd=checkout).stdout.split()
-    assert len(names) == 2, names

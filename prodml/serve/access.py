@@ -944,35 +944,55 @@ def load_certificates(
 
 def uvicorn_tls(
     tls: TlsSettings, # of [tls]
+    protocol: type | None = None, # as `protocol_of` takes it
 ) -> dict[str, Any]:
     "Options of `uvicorn.Config`: the protocol, and with a certificate what TLS needs."
-    options = {"http": protocol_of(bool(tls.client_ca))}
+    options = {"http": protocol_of(bool(tls.client_ca), protocol)}
     return options | ({"ssl_context_factory": lambda config, default: tls_context(tls), "ssl_certfile": tls.certificate, "ssl_keyfile": tls.key} if tls.certificate else {})
 
 
 _HEADERS_BYTES = 65_536
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_NO_UPGRADE = b"HTTP/1.1 501 Not Implemented\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: 74\r\n\r\nThe server speaks HTTP/1.1 alone. Send a body without the header Upgrade.\n"
+_BODIES = frozenset((b"content-length", b"transfer-encoding"))
+_LEAST_BYTES = 65_536 # of an answer, that are read in the time that a header may take
 
 
 def protocol_of(
     mutual: bool, # whether clients show certificates
+    protocol: type | None = None, # that is bounded; None is uvicorn's of httptools
 ) -> type:
-    "uvicorn's protocol of httptools, with a bound on headers; if `mutual`, with the ASGI extension `tls` in the scope of each request."
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    "The protocol, with a bound on headers and on who is slow; if `mutual`, with the ASGI extension `tls` in the scope of each request."
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-    class Bounded(HttpToolsProtocol):
-        "Ends a connection whose headers do not end."
+    class Bounded(protocol or HttpToolsProtocol):
+        "Ends a connection whose headers do not end, or whose answer is not read."
         in_headers, header_bytes = True, 0
+        patience = 30.0 # seconds for a header
+        late: Any = None # ends the wait for the rest of a header
+        unread: Any = None # ends the wait for somebody who does not read
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             # What came with a header that is whole does not count: it may be the body.
             if self.in_headers:
                 self.header_bytes += len(data)
+                self.hurry()
                 if self.header_bytes > _HEADERS_BYTES and not self.transport.is_closing():
-                    if self.cycle is None or self.cycle.response_complete:
-                        self.transport.write(_TOO_LARGE)
-                    self.transport.close()
+                    self.refuse(_TOO_LARGE)
+            elif self.timeout_keep_alive_task is None and type(self.cycle) is RequestResponseCycle and self.cycle.response_complete:
+                self.hurry() # the rest of a body that was refused: uvicorn has stopped its clock
+
+        def hurry(self) -> None:
+            "Wait for a header, but not for ever."
+            if self.late is None:
+                self.late = self.loop.call_later(self.patience, self.transport.abort)
+
+        def refuse(self, answer: bytes) -> None:
+            "Close the connection, after this answer unless another one is under way."
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.write(answer)
+            self.transport.close()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
@@ -980,7 +1000,37 @@ def protocol_of(
 
         def on_headers_complete(self) -> None:
             self.in_headers, self.header_bytes = False, 0
+            if self.late is not None:
+                self.late.cancel()
+                self.late = None
+            # httptools leaves out the body of what asks for another protocol, and would take it for the next request.
+            if self.parser.should_upgrade() and any(name in _BODIES for name, _ in self.headers):
+                return self.refuse(_NO_UPGRADE)
             super().on_headers_complete()
+
+        def _unsupported_upgrade_warning(self) -> None:
+            "Nothing: it would be two lines in the log for whoever asks for it."
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.look_for_reader(float("inf"))
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self.unread.cancel()
+
+        def look_for_reader(self, before: float) -> None:
+            "Give up if less was read since the last look than a caller can who wants the answer."
+            left = self.transport.get_write_buffer_size()
+            if before - left < _LEAST_BYTES:
+                return self.transport.abort()
+            self.unread = self.loop.call_later(self.patience, self.look_for_reader, left)
+
+        def connection_lost(self, error: Exception | None) -> None:
+            for timer in (self.late, self.unread):
+                if timer is not None:
+                    timer.cancel()
+            super().connection_lost(error)
 
     class Mutual(Bounded):
         "Tells the application who is at the other end of the connection."

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +26,13 @@ import numpy as np
 from ..bundle.bundle import GATES
 from ..core.errors import InputError
 from ..core.files import read_json
-from .batching import Batcher, Batching, overloaded
+from .batching import Batcher, Batching, Unanswered, checked, overloaded
 from .http import JSON, JSON_HEADERS, Answer, Http, Request, Route, accepted, flag, media_type
 from .limits import Limits
 from .models import VERSION, Models, Served
 from .openapi import content, document, operation, parameter, ref, row_schemas
 from .problems import Problem, of_input, of_verdicts, told_of
+from .reader import as_dict
 from .rows import Columns, Prepared, decode_row, prepare_columns, prepare_rows, read_arrow, read_csv, read_json as read_json_rows, too_many, verdicts_on
 
 # %% ../../nbs/4_serve/04_app.ipynb #01e419f2
@@ -120,7 +122,7 @@ class Hooks:
     access: Any = None # check(headers, peer, role) -> caller
     log: Any = None # append(record), feedbacks([(id, label, at)]) -> [bool]
     record: Callable[..., Any] | None = None # makes what `log` takes
-    metrics: Any = None # request, stage, batch, prediction, predictions, broken_rule, degraded, render
+    metrics: Any = None # request, stage, batch, prediction, predictions, broken_rule, degraded, count, render
     rollout: Any = None # route(key) -> decision, record(version, ok, seconds, probability)
     on_labels: Callable[[list[tuple[str, int]]], None] | None = None # told of ids and labels that were kept, in the thread that kept them
 
@@ -148,6 +150,8 @@ class _Base(Http):
         # Each kind of slow work has threads of its own, so that a label does not wait for an explanation.
         self.rows_threads, self.slow_thread, self.feedback_threads, self._explaining = ThreadPoolExecutor(2, "rows"), ThreadPoolExecutor(1, "slow"), ThreadPoolExecutor(16, "feedback"), 0
         self._described: tuple[Any, bytes] = (None, b"")
+        # A row that was read by its contract has 5.0 where 5 was sent; a log that keeps hashes wants what was sent.
+        self._reads = self.log is None or getattr(self.log, "takes_read", False)
         self._shadows: set[asyncio.Task] = set()
         for route in self._own_routes():
             self.add(route)
@@ -188,39 +192,65 @@ class _Predicting(_Base):
 
     async def predict(self, request: Request) -> Answer:
         "Answer one row or many; Problem 422 if one breaks the contract, unless `partial`."
-        kind = accept = None
-        for name, value in request.scope["headers"]:
-            if name == b"content-type":
-                kind = value
-            elif name == b"accept":
-                accept = value
         body = await request.body()
         try:
-            if (kind == JSON or kind is None) and (accept is None or accept == b"*/*" or accept == JSON) and not request.scope["query_string"] and body[:1] == b"{":
-                try:
-                    row = decode_row(body)
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                    row = None
-                if row is not None:
-                    return await self._one(request, self.chosen(request), row)
-            return await self._many(request, body, kind, accept)
-        except Problem:
+            row = _flat(body) if _is_plain(request.scope, body) else None
+            if row is not None:
+                return await self._one(request, self.chosen(request), row)
+            return await self._many(request, body, request.header(b"content-type"), request.header(b"accept"))
+        except Exception as error:
+            self._failed(request, error)
             raise
-        except Exception:
-            if request.routed:
-                self.rollout.record(request.served.version, False, time.perf_counter() - request.began, None)
+
+    def predict_straight(self, request: Request, body: bytes) -> bool:
+        "The same the short way, for one row as plain JSON."
+        if not _is_plain(request.scope, body):
+            return False
+        try:
+            served, now = self.chosen(request), time.time_ns() // 1000
+            row = served.read(body) if self._reads else None
+            if row is not None:
+                packed = served.packed_read(row, now)
+            else:
+                row = _flat(body)
+                if row is None:
+                    return False
+                packed = self._packed(served, row, now)
+            (served.batcher or self.batcher_of(served)).put(packed[0], packed[1], partial(self._ended, request, served, row, now, packed, time.perf_counter()))
+            return True
+        except Exception as error:
+            self._failed(request, error)
             raise
+
+    def _ended(self, request: Request, served: Served, row: Any, now: int, packed: tuple, prepared: float, probability: float | None, error: Exception | None) -> None:
+        "Answer what went straight."
+        try:
+            if error is not None:
+                raise error
+            told = self._told(request, served, row, now, packed, prepared, probability)
+        except Exception as problem:
+            self._failed(request, problem)
+            return self.refuse(request, problem)
+        self.answer(request, 200, JSON_HEADERS, told)
 
     async def _one(self, request: Request, served: Served, row: dict[str, Any]) -> Answer:
         now = time.time_ns() // 1000
+        packed, prepared = self._packed(served, row, now), time.perf_counter()
+        probability = await (served.batcher or self.batcher_of(served)).row(packed[0], packed[1])
+        return 200, JSON_HEADERS, self._told(request, served, row, now, packed, prepared, probability)
+
+    def _packed(self, served: Served, row: dict[str, Any], now: int) -> tuple[bytes, bytes, list[str]]:
+        "The row, checked, as the model takes it; Problem 422."
         if not served.check.passes(row):
             self._judge(verdicts_on(served, row))
         try:
-            numbers, codes, degraded = served.packed(row, now)
+            return served.packed(row, now)
         except InputError as error:
             raise of_input(error) from None
-        prepared = time.perf_counter() if self.metrics is not None else 0.0
-        probability = await (served.batcher or self.batcher_of(served)).row(numbers, codes)
+
+    def _told(self, request: Request, served: Served, row: Any, now: int, packed: tuple[bytes, bytes, list[str]], prepared: float, probability: float) -> bytes:
+        "What the caller is told, after it was counted and written down."
+        numbers, codes, degraded = packed
         told = Prediction(os.urandom(12).hex(), served.name, served.version, probability, probability >= served.threshold, served.labels(probability), degraded)
         if self.metrics is not None:
             self._measured(request, served, told, prepared)
@@ -228,7 +258,12 @@ class _Predicting(_Base):
             self.log.append(self.record(told.id, now, served.name, served.version, "predict", _caller(request), row, probability, degraded, None, served.digest, numbers + codes if served.step is not None else None))
         if request.routed:
             self._to_rollout(request, served, row, probability, now)
-        return 200, JSON_HEADERS, encode(told)
+        return encode(told)
+
+    def _failed(self, request: Request, error: Exception) -> None:
+        "Tell the rollout, where the version is at fault and not the request."
+        if request.routed and (not isinstance(error, Problem) or isinstance(error, Unanswered)):
+            self.rollout.record(request.served.version, False, time.perf_counter() - request.began, None)
 
     def _measured(self, request: Request, served: Served, told: Prediction, prepared: float) -> None:
         self.metrics.stage("features", prepared - request.began)
@@ -246,29 +281,31 @@ class _Predicting(_Base):
         if wrong:
             raise of_verdicts(wrong)
 
-    def _to_rollout(self, request: Request, served: Served, row: dict[str, Any], probability: float, now: int) -> None:
-        self.rollout.record(served.version, True, time.perf_counter() - request.began, probability)
+    def _to_rollout(self, request: Request, served: Served, row: Any, probability: float, now: int) -> None:
+        self.rollout.record(served.version, True, served.batcher.took(), probability)
         if request.shadow is not None and len(self._shadows) < SHADOWS:
-            task = asyncio.ensure_future(self._shadow(request.shadow, row, now))
+            task = asyncio.ensure_future(self._shadow(request.shadow, row if isinstance(row, dict) else as_dict(row), now))
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
 
     async def _shadow(self, version: str, row: dict[str, Any], now: int) -> None:
         "Ask another version the same, for the record; nobody waits for it."
-        began, probability = time.perf_counter(), None
+        probability = seconds = None
         try:
             served = self.models.get(version)
             numbers, codes, degraded = served.packed(row, now)
             probability = await self.batcher_of(served).row(numbers, codes)
+            seconds = served.batcher.took()
         except Exception:
             pass
-        self.rollout.record(version, probability is not None, time.perf_counter() - began, probability)
+        self.rollout.record(version, probability is not None, seconds, probability)
         if self.log is not None and probability is not None:
             self.log.append(self.record(new_ids(1)[0], now, served.name, version, "shadow", "", row, probability, degraded, None, served.digest, numbers + codes if served.step is not None else None))
 
     async def _many(self, request: Request, body: bytes, kind: bytes | None, accept: bytes | None) -> Answer:
         query = request.query("partial", "version")
         form, partial = accepted(accept, FORMS), flag(query, "partial")
+        _check_plain(request)
         served, now = self.chosen(request, query.get("version")), time.time_ns() // 1000
         large = len(body) > 200 * MANY_ROWS
         given = await self.placed(large, _read, served, body, media_type(kind), self.limits)
@@ -293,7 +330,7 @@ class _Predicting(_Base):
             self.metrics.prediction(served.version, told.item()) if len(told) == 1 else self.metrics.predictions(served.version, told)
         if request.routed:
             for probability in told.tolist():
-                self.rollout.record(served.version, True, (time.perf_counter() - request.began) / max(1, len(told)), probability)
+                self.rollout.record(served.version, True, served.batcher.took(), probability)
         ids = new_ids(len(told))
         if self.log is not None:
             await self.placed(len(told) > MANY_ROWS, self._logged, request, served, prepared, ids, told, now)
@@ -318,6 +355,24 @@ class _Predicting(_Base):
                 self.metrics.degraded(column)
 
 
+def _is_plain(scope: Mapping[str, Any], body: bytes) -> bool:
+    "Whether a request sends an object as JSON, wants JSON, and has no parameters; any other may be right as well."
+    if body[:1] != b"{" or scope["query_string"]:
+        return False
+    for name, value in scope["headers"]:
+        if (name == b"content-type" and value != JSON) or (name == b"accept" and value != b"*/*" and value != JSON):
+            return False
+    return True
+
+
+def _flat(body: bytes) -> dict[str, Any] | None:
+    "The row, if it is one without anything nested."
+    try:
+        return decode_row(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def _answer(served: Served, prepared: Prepared, ids: list[str], told: np.ndarray, form: bytes) -> Answer:
     rows = [
         RowPrediction(row, own, probability, probability >= served.threshold, served.labels(probability), degraded)
@@ -330,6 +385,13 @@ def _answer(served: Served, prepared: Prepared, ids: list[str], told: np.ndarray
 
 def _caller(request: Request) -> str:
     return "" if request.caller is None else request.caller.name
+
+
+def _check_plain(request: Request) -> None:
+    "Problem 415 on a body that is packed."
+    encoding = request.header(b"content-encoding")
+    if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
+        raise Problem(415, detail=f"The body is packed as {encoding[:40].decode('latin-1')!r}. Send it as it is.", headers={"Accept-Encoding": "identity"})
 
 
 def _read(served: Served, body: bytes, kind: bytes, limits: Limits) -> Any:
@@ -376,9 +438,10 @@ class App(_Predicting):
         "How much each column moves the answer of each row."
         query, kind = request.query("partial", "version"), media_type(request.header(b"content-type"))
         accepted(request.header(b"accept"), (JSON,))
+        _check_plain(request)
         partial, body = flag(query, "partial"), await request.body()
         served, now = self.chosen(request, query.get("version")), time.time_ns() // 1000
-        given = _read(served, body, kind, self.limits)
+        given = await self.placed(len(body) > 200 * MANY_ROWS, _read, served, body, kind, self.limits)
         rows = given.rows if isinstance(given, Columns) else 1 if isinstance(given, dict) else len(given)
         if rows > self.limits.explain_rows:
             raise too_many(rows, self.limits.explain_rows)
@@ -391,11 +454,13 @@ class App(_Predicting):
     async def _explained(self, request: Request, served: Served, prepared: Prepared, now: int) -> Explanations:
         if self._explaining >= EXPLAINING:
             raise overloaded("Too many explanations are asked for.")
-        self._explaining += 1
+        self._explaining, began = self._explaining + 1, time.perf_counter()
         try:
             told, probabilities = await asyncio.get_running_loop().run_in_executor(self.slow_thread, _explanation, served, prepared)
         finally:
             self._explaining -= 1
+        if self.metrics is not None:
+            self.metrics.stage("explain", time.perf_counter() - began)
         names, rows = served.bundle.explaining["columns"], []
         for place, own in enumerate(new_ids(len(probabilities))):
             shares, errors = (dict(zip(names, values[place].tolist())) for values in (told.shares, told.errors))
@@ -412,6 +477,8 @@ class App(_Predicting):
         if len(several) > self.limits.rows:
             raise too_many(len(several), self.limits.rows)
         known = await asyncio.get_running_loop().run_in_executor(self.feedback_threads, self._keep, several)
+        if self.metrics is not None:
+            self.metrics.count("prodml_feedback_total", by=sum(known))
         unknown = [one.id for one, kept in zip(several, known) if not kept]
         if unknown and not isinstance(labels, list):
             raise Problem(404, detail=f"There is no answer with the id {unknown[0][:80]!r} in the log.")
@@ -431,8 +498,14 @@ class App(_Predicting):
         served = self.models.get(request.query("version").get("version"))
         return 200, JSON_HEADERS, encode(about(served) | {"live": self.models.get().version, "versions": self.models.versions()})
 
+    def check_free(self) -> None:
+        "Problem 409 where versions come and go by a rollout, and by nobody else."
+        if self.rollout is not None:
+            raise Problem(409, detail="A rollout says what is loaded here. Use `prodml rollout`.")
+
     async def load(self, request: Request) -> Answer:
         "Bring in a version from a folder below the releases, or once more from where it came; requests go on meanwhile."
+        self.check_free()
         body, version = await request.body(), request.values["version"]
         if not VERSION.fullmatch(version):
             raise Problem(422, detail="A version is named by up to 80 letters, digits, dots, plus and minus signs and underscores.")
@@ -457,11 +530,13 @@ class App(_Predicting):
 
     async def unload(self, request: Request) -> Answer:
         "Let a version go; who holds it is still answered."
+        self.check_free()
         self.models.unload(request.values["version"])
         return 200, JSON_HEADERS, encode({"live": self.models.get().version, "versions": self.models.versions()})
 
     async def use(self, request: Request) -> Answer:
         "Make a loaded version the live one."
+        self.check_free()
         self.models.use(request.values["version"])
         return 200, JSON_HEADERS, encode({"live": self.models.get().version, "versions": self.models.versions()})
 
@@ -470,10 +545,12 @@ class App(_Predicting):
         return 200, JSON_HEADERS, b'{"status":"live"}'
 
     async def ready(self, request: Request) -> Answer:
-        "Whether to send requests here: a model is live, and the server is not about to stop."
+        "Whether to send requests here: a model is live, answers can be recorded, and the server is not about to stop."
         if self.draining:
             raise Problem(503, detail="The server is about to stop. Ask another one.", headers={"Retry-After": "1"})
         self.models.get()
+        if unready := getattr(self.log, "unready", ""):
+            raise Problem(503, "The prediction log cannot be written", f"An answer that cannot be recorded is not given ({unready}). Ask another server.", headers={"Retry-After": "1"})
         return 200, JSON_HEADERS, b'{"status":"ready"}'
 
     async def figures(self, request: Request) -> Answer:
@@ -498,11 +575,12 @@ class App(_Predicting):
         }
         paths |= {"feedback": ("POST", "/v1/feedback", "feedback")} if self.log is not None else {}
         paths |= {"figures": ("GET", "/metrics", "audit")} if self.metrics is not None else {}
-        routes = [Route(method, path, getattr(self, name), role, told[name], limited=not path.startswith("/health")) for name, (method, path, role) in paths.items()]
+        routes = [Route(method, path, getattr(self, name), role, told[name], not path.startswith("/health"), self.predict_straight if name == "predict" else None) for name, (method, path, role) in paths.items()]
         return [*routes, Route("GET", "/health/startup", self.ready, None, told["ready"], limited=False)]
 
 def _explanation(served: Served, prepared: Prepared) -> tuple[Any, list[float]]:
-    return served.bundle.explainer(prepared.numbers, prepared.codes), served.predict(prepared.numbers, prepared.codes).tolist()
+    probabilities = checked(served.predict(prepared.numbers, prepared.codes)).tolist()
+    return served.bundle.explainer(prepared.numbers, prepared.codes), probabilities
 
 
 def _decoded(request: Request, body: bytes, kind: Any) -> Any:

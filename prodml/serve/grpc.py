@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MESSAGES', 'DATA_TYPES', 'PACKAGE', 'SERVICE', 'LONGEST_DETAIL', 'logger', 'message_classes', 'read_tensors',
-           'write_answer', 'peer_of', 'certificate_in', 'InferenceService', 'GrpcSettings', 'GrpcServer', 'credentials']
+           'write_answer', 'peer_of', 'certificate_in', 'InferenceService', 'GrpcSettings', 'GrpcServer',
+           'certificates', 'credentials']
 
 # %% ../../nbs/4_serve/07_grpc.ipynb #aa358e11
 import asyncio
@@ -353,6 +354,7 @@ class GrpcServer:
         self._protocol, self._settings, self._host, self._tls, self._shared, self._drain = protocol, settings, host, tls, shared, drain_seconds
         self._server: Any = None
         self._service: Any = None
+        self._certificates: Any = None # that were renewed, until the next connection takes them
         self.port = settings.port
 
     def join(self) -> "GrpcServer":
@@ -373,11 +375,20 @@ class GrpcServer:
         address = f"{f'[{self._host}]' if ':' in self._host else self._host}:{self._settings.port}"
         try:
             encrypted = self._tls is not None and self._tls.certificate
-            self.port = self._server.add_secure_port(address, credentials(self._tls)) if encrypted else self._server.add_insecure_port(address)
+            self.port = self._server.add_secure_port(address, credentials(self._tls, self._fresh)) if encrypted else self._server.add_insecure_port(address)
         except RuntimeError:
             raise InputError(f"{address} cannot be had for gRPC", "Choose another port in [grpc], or stop what has it.") from None
         await self._server.start()
         logger.info("gRPC answers on %s:%d", self._host, self.port)
+
+    def renew(self) -> None:
+        "Take the files of [tls] as they are now, for connections from now on; InputError if they cannot be used."
+        self._certificates = certificates(self._tls)
+
+    def _fresh(self) -> Any:
+        "What was renewed since the last connection; None keeps what there is."
+        found, self._certificates = self._certificates, None
+        return found
 
     async def stop(self) -> None:
         "Take no more calls, and let those finish that are running."
@@ -389,17 +400,30 @@ class GrpcServer:
             await asyncio.wait({stopping}, timeout=0.05)
 
 
-def credentials(
+def certificates(
     tls: Any, # settings of [tls], with a certificate
 ) -> Any:
-    "What grpcio takes for TLS; InputError if the files cannot be used."
+    "Key, certificate and client authority as grpcio takes them; InputError if the files cannot be used."
     import grpc
 
     from prodml.serve.access import tls_context
 
     tls_context(tls) # says what is wrong with the files, which grpcio would not
-    asks = bool(tls.client_ca) and tls.client == "required"
-    return grpc.ssl_server_credentials([(_plain_key(tls), Path(tls.certificate).read_bytes())], Path(tls.client_ca).read_bytes() if asks else None, asks)
+    return grpc.ssl_server_certificate_configuration([(_plain_key(tls), Path(tls.certificate).read_bytes())], Path(tls.client_ca).read_bytes() if _asks(tls) else None)
+
+
+def credentials(
+    tls: Any, # settings of [tls], with a certificate
+    fresh: Callable[[], Any] = lambda: None, # asked at each connection; None keeps the certificates that there are
+) -> Any:
+    "What grpcio takes for TLS; InputError if the files cannot be used."
+    import grpc
+
+    return grpc.dynamic_ssl_server_credentials(certificates(tls), fresh, _asks(tls))
+
+
+def _asks(tls: Any) -> bool:
+    return bool(tls.client_ca) and tls.client == "required"
 
 
 def _plain_key(tls: Any) -> bytes:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl
 
 from .batching import overloaded
 from .limits import Limits
@@ -33,10 +33,11 @@ class Disconnected(Exception):
 class Request:
     "What came in; nothing of it is read before it is asked for."
 
-    __slots__ = ("scope", "receive", "limits", "values", "caller", "began", "whole", "served", "routed", "shadow")
+    __slots__ = ("scope", "receive", "limits", "values", "caller", "began", "whole", "served", "routed", "shadow", "route", "exchange")
 
-    def __init__(self, scope: Mapping[str, Any], receive: Callable[[], Awaitable[Mapping[str, Any]]], limits: Limits, values: dict[str, str]):
+    def __init__(self, scope: Mapping[str, Any], receive: Callable[[], Awaitable[Mapping[str, Any]]] | None, limits: Limits, values: dict[str, str], route: Any = None, exchange: Any = None):
         self.scope, self.receive, self.limits, self.values = scope, receive, limits, values
+        self.route, self.exchange = route, exchange # what answers it, and, if it is answered without a task, by what way
         self.caller: Any = None # of the access check
         self.began = time.perf_counter()
         self.whole = False # whether the body has come
@@ -84,9 +85,13 @@ class Request:
         self,
         *known: str, # parameters that the route takes; others are ignored
     ) -> dict[str, str]:
-        "The parameters of the address that are known; Problem 422 where one comes twice."
+        "The parameters of the address that are known; Problem 422 where one comes twice, or there are too many."
         found: dict[str, str] = {}
-        for name, value in parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=100):
+        try:
+            given = parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=100)
+        except ValueError:
+            raise Problem(422, detail="The address has more than 100 parameters. Send those alone that the description names.") from None
+        for name, value in given:
             if name in found and name in known:
                 raise Problem(422, detail=f"The parameter {name} comes twice. Send it once.")
             found[name] = value
@@ -148,9 +153,16 @@ class Route:
     role: str | None = None # predict, explain, feedback, operate or audit; None asks nobody who they are
     operation: Mapping[str, Any] | None = None # for OpenAPI; None leaves it out
     limited: bool = True # whether it is refused when too many are running; a health check is not
+    straight: Callable[[Request, bytes], bool] | None = None # for POST: the short way, if there is one
 
 
 logger = logging.getLogger("prodml.serve")
+_CALLER, _NOTHING = "prodml.caller", {}
+
+
+def _admitted(scope: Mapping[str, Any]) -> Any:
+    "The caller, if the request was let in the short way and did not stay there: a rate limit counts it once."
+    return scope.get("state", _NOTHING).get(_CALLER)
 
 
 class Http:
@@ -172,6 +184,8 @@ class Http:
         self.on_answer: Callable[[Mapping[str, Any], str, int, float, Any], None] | None = None # told scope, route, status, seconds and caller of each answer
         self.refusals: dict[str, Callable[[Problem], Answer]] = {} # beginning of a path -> how a problem below it is answered, where a protocol has a form of its own
         self.draining = False # whether the server is about to stop: callers are asked to connect elsewhere
+        self.straight: dict[bytes, Route] = {} # by their path, those that have a short way
+        self.going_straight = 0 # requests on it
         self._expired: set[asyncio.Task] = set()
         self._sweeping: Any = None
 
@@ -183,6 +197,8 @@ class Http:
         self.routes = [one for one in self.routes if (one.path, one.method) != (route.path, route.method)] + [route]
         if "{" not in route.path:
             self._exact.setdefault(route.path, {})[route.method] = route
+            if route.straight is not None:
+                self.straight[route.path.encode()] = route
             return
         parts = list(enumerate(route.path.split("/")))
         fixed, variable = [(at, name) for at, name in parts[::-1] if name[:1] != "{"], [(at, name[1:-1]) for at, name in parts if name[:1] == "{"]
@@ -194,7 +210,7 @@ class Http:
     ) -> None:
         "Take away what only this role may do."
         self.routes = [route for route in self.routes if route.role != role]
-        self._exact, self._patterns = {}, {}
+        self._exact, self._patterns, self.straight = {}, {}, {}
         for route in self.routes:
             self.add(route)
 
@@ -204,36 +220,95 @@ class Http:
         began, route, request, task = time.perf_counter(), None, None, asyncio.current_task()
         try:
             route, values = self._found(scope["path"], scope["method"])
-            request = self.running[task] = Request(scope, receive, self.limits, values)
-            if len(self.running) > self.limits.in_flight and route.limited:
-                raise overloaded("Too many requests are running.")
-            if self.access is not None and route.role is not None:
-                tls = (scope.get("extensions") or {}).get("tls")
-                request.caller = self.access.check(scope["headers"], scope.get("client"), route.role, tls["client_cert_name"] if tls else None)
+            request = self.running[task] = Request(scope, receive, self.limits, values, route)
+            self._admit(request)
             status, headers, body = await route.handler(request)
-        except Problem as problem:
-            status, headers, body = self._refused(scope, problem)
         except Disconnected:
             return
         except asyncio.CancelledError:
             if task not in self._expired:
                 raise
             status, headers, body = self._refused(scope, self._too_slow(task))
-        except Exception:
-            logger.exception("a request to %s failed", route.path if route else "no route")
-            status, headers, body = self._refused(scope, Problem(500, detail="The server made a mistake, and has written it down. The request may be sent again."))
+        except Exception as error:
+            status, headers, body = self._answer_to(error, scope, route)
         finally:
             self.running.pop(task, None)
             if self._expired:
                 self._expired.discard(task)
-        if self.metrics is not None:
-            self.metrics.request(route.path if route else "none", status, time.perf_counter() - began)
-        if self.on_answer is not None:
-            self.on_answer(scope, route.path if route else "none", status, time.perf_counter() - began, request and request.caller)
-        if self.draining:
-            headers = [*headers, (b"connection", b"close")]
+        headers = self._leaving(scope, route, request, status, began, headers)
         await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
         await send({"type": "http.response.body", "body": body})
+
+    def _admit(self, request: Request) -> None:
+        "Find out who asks; Problem if too many requests are running, or the caller may not."
+        scope, route = request.scope, request.route
+        if route.limited and len(self.running) + self.going_straight > self.limits.in_flight:
+            raise overloaded("Too many requests are running.")
+        if self.access is not None and route.role is not None:
+            request.caller = _admitted(scope)
+            if request.caller is None:
+                tls = (scope.get("extensions") or {}).get("tls")
+                request.caller = self.access.check(scope["headers"], scope.get("client"), route.role, tls["client_cert_name"] if tls else None)
+
+    def _answer_to(self, error: Exception, scope: Mapping[str, Any], route: Route | None) -> Answer:
+        "What the caller is told of a problem; whatever else went wrong is written down, and he learns no more than that."
+        if not isinstance(error, Problem):
+            logger.error("a request to %s failed", route.path if route else "no route", exc_info=error)
+            error = Problem(500, detail="The server made a mistake, and has written it down. The request may be sent again.")
+        return self._refused(scope, error)
+
+    def _leaving(self, scope: Mapping[str, Any], route: Route | None, request: Request | None, status: int, began: float, headers: Headers) -> Headers:
+        "Count an answer; the headers that it leaves with."
+        seconds, name = time.perf_counter() - began, route.path if route else "none"
+        if self.metrics is not None:
+            self.metrics.request(name, status, seconds)
+        if self.on_answer is not None:
+            self.on_answer(scope, name, status, seconds, request and request.caller)
+        return [*headers, (b"connection", b"close")] if self.draining else headers
+
+    def take(
+        self,
+        route: Route, # with a short way
+        scope: Mapping[str, Any], # of the request, as ASGI has it
+        body: bytes, # all of it
+        exchange: Any, # answer(status, headers, body), called once, now or later, or abandon()
+    ) -> bool:
+        "Whether the request is answered the short way. If not, ASGI must be asked, with the same scope."
+        request = Request(scope, None, self.limits, {}, route, exchange)
+        self.going_straight += 1
+        try:
+            self._admit(request)
+            if route.straight(request, body):
+                return True
+            self.going_straight -= 1
+            scope["state"][_CALLER] = request.caller
+            return False
+        except Exception as error:
+            self.refuse(request, error)
+            return True
+
+    def answer(
+        self,
+        request: Request, # of `take`
+        status: int, # of HTTP
+        headers: Headers, # without the length
+        body: bytes, # all of it
+    ) -> None:
+        "Answer what was taken."
+        self.going_straight -= 1
+        try:
+            request.exchange.answer(status, self._leaving(request.scope, request.route, request, status, request.began, headers), body)
+        except Exception: # others of the same batch wait for their answers
+            logger.exception("an answer of %s could not be sent", request.route.path)
+            request.exchange.abandon()
+
+    def refuse(
+        self,
+        request: Request, # of `take`
+        error: Exception, # why it is not answered
+    ) -> None:
+        "Tell the caller of what was taken that it is not answered."
+        self.answer(request, *self._answer_to(error, request.scope, request.route))
 
     def _found(self, path: str, method: str) -> tuple[Route, dict[str, str]]:
         "The route and the variable parts of its path; Problem 404, or 405 with the methods that there are."
@@ -251,7 +326,7 @@ class Http:
         # The last part tells paths apart soonest.
         for fixed, variable, methods in self._patterns.get(len(parts), {}).values():
             if all(parts[at] == name for at, name in fixed) and all(parts[at] for at, _ in variable):
-                return methods, {name: unquote(parts[at]) for at, name in variable}
+                return methods, {name: parts[at] for at, name in variable}
         raise Problem(404, detail="There is no such path. See /openapi.json for those that there are.")
 
     def _refused(self, scope: Mapping[str, Any], problem: Problem) -> Answer:

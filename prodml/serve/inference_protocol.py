@@ -31,6 +31,7 @@ from .app import MANY_ROWS, App
 from .http import JSON_HEADERS, Answer, Headers, Request, Route
 from .limits import Limits
 from .models import Served, version_of
+from .openapi import content, operation, parameter, ref
 from .problems import Problem
 from .rows import Columns, Prepared, prepare_columns, prepare_rows, too_many
 
@@ -465,9 +466,6 @@ class InferenceProtocol:
         live = self.live()
         return [Place(Path(served.folder), served.version, served.digest, served is live) for served in self.models.all() if served.name == name and served.folder]
 
-    def _check_alone(self) -> None:
-        if self.app.rollout is not None:
-            raise Problem(409, detail="A rollout says what is loaded here. Use `prodml rollout`.")
 
     async def load(
         self,
@@ -475,7 +473,7 @@ class InferenceProtocol:
         parameters: Mapping[str, Any] = {}, # that came with the request
     ) -> None:
         "Open its bundles once more; requests go on meanwhile. Problem 404 if nobody knows it, 409 if a bundle cannot be opened."
-        self._check_alone()
+        self.app.check_free()
         foreign = sorted(key for key in parameters if key == "config" or key.startswith("file:"))
         if foreign:
             raise malformed(f"The parameter {foreign[0][:80]!r} is not taken: a bundle is loaded from where the server found it, as it was signed.")
@@ -501,7 +499,7 @@ class InferenceProtocol:
         name: str, # of a loaded model
     ) -> None:
         "Let all its versions go, the live one too; who holds one is still answered. Problem 404 if it is not loaded."
-        self._check_alone()
+        self.app.check_free()
         found = self.versions(name)
         self._unloaded[name] = self._places(name)
         for served in found:
@@ -666,6 +664,44 @@ class _Repository(msgspec.Struct):
     parameters: dict[str, Any] | None = None
 
 
+def _object(required: Mapping[str, Any], optional: Mapping[str, Any] = {}) -> dict[str, Any]:
+    "A JSON Schema of an object, by the schemas of its members."
+    return {"type": "object", "properties": {**required, **optional}, "required": list(required)}
+
+
+def _several(one: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "array", "items": one, **more}
+
+
+_TEXT, _NUMBER, _PARAMETERS = {"type": "string"}, {"type": "integer"}, {"type": ["object", "null"]}
+_TENSOR = {"name": _TEXT, "datatype": {"enum": list(DATATYPES)}, "shape": _several({"type": "integer", "minimum": 0}, minItems=1, maxItems=2)}
+_DESCRIBED = _several(_object({"name": _TEXT, "datatype": _TEXT, "shape": _several(_NUMBER)}))
+_CONFIGURED_TENSORS = _several(_object({"name": _TEXT, "data_type": _TEXT, "dims": _several(_NUMBER)}))
+_QUESTION = _object({"inputs": _several(_object(_TENSOR, {"parameters": _PARAMETERS, "data": {"type": ["array", "null"]}}))}, {"id": _TEXT, "parameters": _PARAMETERS, "outputs": {"type": ["array", "null"], "items": _object({"name": _TEXT}, {"parameters": _PARAMETERS})}})
+_ANSWER = _object({"model_name": _TEXT, "model_version": _TEXT, "outputs": _several(_object(_TENSOR, {"parameters": _PARAMETERS, "data": {"type": "array"}}))}, {"id": _TEXT, "parameters": _PARAMETERS})
+_REFUSED = content(_object({"error": _TEXT}))
+
+
+def _operations(variable: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    "How the operations are described, by their names."
+    of = [parameter(name, "path", ref(f"Model{name.title()}"), f"the {name} of a model") for name in variable]
+    changed = [parameter("name", "path", _TEXT, "the name of a model")] # no example: whoever tries it would unload what is live
+    state = lambda name, **more: content(_object({name: {"type": "boolean"}}, more))
+    told = lambda summary, answer, problems=(404,), **more: operation(summary, {200: answer if "application/json" in answer else content(answer)}, problems, parameters=of, refused=_REFUSED, **more)
+    asks = {"body": content(_object({}, {"ready": {"type": "boolean"}, "parameters": _PARAMETERS})), "optional": True}
+    ready = lambda summary, name, no=503: operation(summary, {200: state(name), no: state(name)}, parameters=of, secured=False, refused=_REFUSED)
+    change = lambda summary: operation(summary, {200: content({"type": "object"})}, (404, 409), parameters=changed, refused=_REFUSED, **asks)
+    return {
+        "live": ready("Whether the process runs.", "live"), "ready": ready("Whether to send requests here.", "ready"), "server": told("What the server is, and which extensions of the protocol it speaks.", _object({"name": _TEXT, "version": _TEXT, "extensions": _several(_TEXT)}), ()),
+        "stats": told("How often a model was asked, and how long it took.", _object({"model_stats": _several(_object({"name": _TEXT, "version": _TEXT, "inference_count": _NUMBER, "execution_count": _NUMBER, "inference_stats": {"type": "object"}}))})),
+        "metadata": told("What a model takes and gives.", _object({"name": _TEXT, "versions": _several(_TEXT), "platform": _TEXT, "inputs": _DESCRIBED, "outputs": _DESCRIBED})),
+        "config": told("How a model is set up, in the form of Triton.", _object({"name": _TEXT, "platform": _TEXT, "max_batch_size": _NUMBER, "input": _CONFIGURED_TENSORS, "output": _CONFIGURED_TENSORS})),
+        "infer": told("Predict: named columns, or encoded tensors.", content(_ANSWER, "application/octet-stream"), (404, 422), body=content(_QUESTION, "application/octet-stream")),
+        "index": told("Which models are loaded, and which were.", _several(_object({"name": _TEXT, "version": _TEXT, "state": _TEXT, "reason": _TEXT})), (), **asks),
+        "load": change("Open a model's bundles once more."), "unload": change("Let a model go."), "model ready": ready("Whether a model is loaded.", "ready", 404),
+    }
+
+
 class RestProtocol:
     "The routes of the protocol, for an application."
 
@@ -677,16 +713,17 @@ class RestProtocol:
 
     def routes(self) -> list[Route]:
         "All of them."
-        model, own = "/v2/models/{name}", self.protocol
+        model, own, repository = "/v2/models/{name}", self.protocol, "/v2/repository/models/{name}"
+        told, named = _operations(()), _operations(("name",))
         found = [
-            Route("GET", "/v2/health/live", self._state(lambda: True, "live"), limited=False), Route("GET", "/v2/health/ready", self._state(own.ready, "ready"), limited=False),
-            Route("GET", "/v2", self._told(own.server), "predict"), Route("GET", "/v2/models/stats", self._told(own.stats), "predict"),
-            Route("POST", "/v2/repository/index", self.index, "predict"), Route("POST", "/v2/repository/models/{name}/load", self.load, "operate"), Route("POST", "/v2/repository/models/{name}/unload", self.unload, "operate"),
+            Route("GET", "/v2/health/live", self._state(lambda: True, "live"), None, told["live"], limited=False), Route("GET", "/v2/health/ready", self._state(own.ready, "ready"), None, told["ready"], limited=False),
+            Route("GET", "/v2", self._told(own.server), "predict", told["server"]), Route("GET", "/v2/models/stats", self._told(own.stats), "predict", told["stats"]), Route("POST", "/v2/repository/index", self.index, "predict", told["index"]),
+            Route("POST", f"{repository}/load", self.load, "operate", named["load"]), Route("POST", f"{repository}/unload", self.unload, "operate", named["unload"]),
         ]
-        for path in (model, model + "/versions/{version}"):
+        for path, told in ((model, named), (model + "/versions/{version}", _operations(("name", "version")))):
             found += [
-                Route("GET", path, self._told(own.metadata), "predict"), Route("GET", f"{path}/config", self._told(own.config), "predict"), Route("GET", f"{path}/stats", self._told(own.stats), "predict"),
-                Route("GET", f"{path}/ready", self._state(own.model_ready, "ready"), limited=False), Route("POST", f"{path}/infer", self.infer, "predict"),
+                Route("GET", path, self._told(own.metadata), "predict", told["metadata"]), Route("GET", f"{path}/config", self._told(own.config), "predict", told["config"]), Route("GET", f"{path}/stats", self._told(own.stats), "predict", told["stats"]),
+                Route("GET", f"{path}/ready", self._state(own.model_ready, "ready", 404), None, told["model ready"], limited=False), Route("POST", f"{path}/infer", self.infer, "predict", told["infer"]),
             ]
         return found
 
@@ -695,10 +732,10 @@ class RestProtocol:
             return 200, JSON_HEADERS, _encode(answer(**request.values))
         return handler
 
-    def _state(self, is_so: Callable[..., bool], name: str) -> Callable[[Request], Awaitable[Answer]]:
+    def _state(self, is_so: Callable[..., bool], name: str, no: int = 503) -> Callable[[Request], Awaitable[Answer]]:
         async def handler(request: Request) -> Answer:
             so = is_so(**request.values)
-            return 200 if so else 503, JSON_HEADERS, _encode({**({"name": request.values["name"]} if request.values else {}), name: so})
+            return 200 if so else no, JSON_HEADERS, _encode({**({"name": request.values["name"]} if request.values else {}), name: so})
         return handler
 
     async def _asked(self, request: Request) -> _Repository:

@@ -97,7 +97,9 @@ def make_frame(
     content: bytes, # sealed
     previous: bytes, # the hash before
 ) -> tuple[bytes, bytes]:
-    "The frame's bytes, and the hash of the chain up to it."
+    "The frame's bytes, and the hash of the chain up to it; ValueError on a content that no reader would take."
+    if len(content) > LARGEST_CONTENT_BYTES:
+        raise ValueError(f"a content has {len(content):,} bytes, a frame takes {LARGEST_CONTENT_BYTES:,}")
     head = _HEAD.pack(kind, len(content), number, at_us, key, _sha256(content).digest())
     own = _sha256(previous + head).digest()
     return head + own + content, own
@@ -276,7 +278,7 @@ class Record(msgspec.Struct, omit_defaults=True):
 
 class Logged(Record, omit_defaults=True):
     "A record as it is kept."
-    kept: str = "full" # full, hash or none: what became of the inputs
+    kept: str = "full" # full, hash, none, or too large: what became of the inputs
     redacted: dict[str, str] = {} # column -> keyed hash of its value
     inputs_hash: str = "" # keyed hash of all inputs
     hash_key: str = "" # the key of these hashes

@@ -24,6 +24,7 @@ from ..bundle.sign import Paths
 from ..core.errors import InputError
 from ..core.files import read_json
 from .problems import Problem
+from .reader import RowReader, values_of
 
 # %% ../../nbs/4_serve/02_models.ipynb #48309630
 class Step(Protocol):
@@ -75,6 +76,10 @@ class Served:
         self.columns = list(dict.fromkeys([*self.contract["types"], *([] if step else self.inputs)]))
         self.encode = RowEncoder(bundle.encoding)
         self.pack = RowPacker(self.encode)
+        # The model's columns first, in its order; with a step in that of the request.
+        wanted = self.columns if step else [*self.inputs, *(name for name in self.columns if name not in self.inputs)]
+        self.read = RowReader(self.check, wanted, {column["name"] for column in bundle.encoding["numeric"]})
+        self._wanted = wanted
         self.predict = bundle.predict_encoded
         self.loaded_at = time.time()
         # It names every file inside: what an answer was made by, whatever the version is called.
@@ -92,6 +97,18 @@ class Served:
         if self.step is None:
             return (*self.pack(row), [])
         numbers, codes, degraded = self.step({name: [row.get(name)] for name in self.columns}, now)
+        return numbers.tobytes(), codes.tobytes(), degraded[0]
+
+    def packed_read(
+        self,
+        row: Any, # of `read`
+        now: int, # microseconds since 1970 UTC
+    ) -> tuple[bytes, bytes, list[str]]:
+        "The same of a row that was read by the contract."
+        values = values_of(row)
+        if self.step is None:
+            return (*self.pack.values(values), [])
+        numbers, codes, degraded = self.step({name: [value] for name, value in zip(self._wanted, values)}, now)
         return numbers.tobytes(), codes.tobytes(), degraded[0]
 
     def features(

@@ -90,13 +90,16 @@ def operation(
     body: Mapping[str, Any] | None = None, # content of the request
     parameters: Iterable[Mapping[str, Any]] = (), # of path and query
     secured: bool = True, # whether a caller must say who it is, where the server asks
+    refused: Mapping[str, Any] | None = None, # content of a refusal; None is a problem by RFC 9457
+    optional: bool = False, # whether the body may be left out
 ) -> dict[str, Any]:
     "One operation of the document."
+    refused = refused or {"application/problem+json": {"schema": ref("Problem")}}
     told = {str(status): {"description": "the answer", "content": kinds} for status, kinds in answers.items()}
     wrong = sorted({*problems, *ALWAYS, *((401, 403, 429) if secured else ()), *((400, 408, 413, 415) if body else ())})
-    told |= {str(status): {"description": PROBLEMS[status], "content": {"application/problem+json": {"schema": ref("Problem")}}} for status in wrong if str(status) not in told}
+    told |= {str(status): {"description": PROBLEMS[status], "content": refused} for status in wrong if str(status) not in told}
     made = {"summary": summary, "responses": told, "parameters": list(parameters)}
-    return made | ({"requestBody": {"required": True, "content": body}} if body else {}) | ({"security": [{}, {"key": []}, {"bearer": []}]} if secured else {})
+    return made | ({"requestBody": {"required": not optional, "content": body}} if body else {}) | ({"security": [{}, {"key": []}, {"bearer": []}]} if secured else {})
 
 
 def parameter(
@@ -133,6 +136,6 @@ def document(
         paths.setdefault(path, {})[method.lower()] = {"operationId": f"{method.lower()} {path}".replace("/", " ").replace("{", "").replace("}", "").title().replace(" ", ""), **one}
     securities = {"key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}, "bearer": {"type": "http", "scheme": "bearer"}}
     return {
-        "openapi": "3.1.0", "info": {"title": title, "version": version, "description": "A model served by prodml."}, "paths": paths,
-        "components": {"schemas": {"Problem": PROBLEM_SCHEMA, **schemas}, "securitySchemes": securities},
+        "openapi": "3.1.0", "info": {"title": title, "version": version, "description": "A model served by prodml. Below /v2 it speaks the Open Inference Protocol. The page at / is for people, and not described here."}, "paths": paths,
+        "components": {"schemas": {"Problem": PROBLEM_SCHEMA, "ModelName": {"type": "string", "examples": [title]}, "ModelVersion": {"type": "string", "examples": [version]}, **schemas}, "securitySchemes": securities},
     }

@@ -43,13 +43,17 @@ class Field:
 def fields_of(
     served: Served, # whose requests are asked for
 ) -> list[Field]:
-    "A field for each column of a request, in its order."
+    "A field for each column of a request: those that must have a value, others, and those that nothing reads."
     words = {column["name"]: column["vocabulary"] for column in served.bundle.encoding["categorical"]}
-    typical = (served.bundle.explaining or {}).get("row", {})
-    return [_field(place, name, served, words.get(name, []), typical.get(name)) for place, name in enumerate(served.columns)]
+    typical = (served.bundle.explaining or {}).get("row", {}) | ((served.bundle.rowwise or {}).get("example") or {})
+    ruled = {name for rule in served.contract["rules"] for name in rule["columns"]}
+    must = {name for rule in served.contract["rules"] if rule["rule"] == "not_null" and rule["severity"] == "error" for name in rule["columns"]}
+    read = ruled | set(served.bundle.rowwise["inputs"] if served.step is not None else served.inputs)
+    order = sorted(served.columns, key=lambda name: (name not in read, name not in must))
+    return [_field(place, name, served, words.get(name, []), typical.get(name), name in read) for place, name in enumerate(order)]
 
 
-def _field(place: int, name: str, served: Served, words: list[str], example: Any) -> Field:
+def _field(place: int, name: str, served: Served, words: list[str], example: Any, read: bool) -> Field:
     kind, rules = served.contract["types"].get(name, "text"), [rule for rule in served.contract["rules"] if name in rule["columns"]]
     of = {rule["rule"]: rule for rule in rules if rule["severity"] == "error"}
     ends = {side: rule[side] for rule in rules if rule["rule"] == "range" for side in ("min", "max") if side in rule}
@@ -58,6 +62,7 @@ def _field(place: int, name: str, served: Served, words: list[str], example: Any
         example = allowed[0] if allowed else _within(ends, kind)
     said = [{"int": "whole number", "float": "", "time": "YYYY-MM-DDTHH:MM, UTC", "text": ""}[kind], *_ends(ends)]
     said += [f"like {rule['pattern']}" for rule in rules if rule["rule"] == "pattern"] + [f"{rule['op']} {rule['columns'][1]}" for rule in rules if rule["rule"] == "compare" and rule["columns"][0] == name]
+    said += [] if read else ["not read by the model"]
     return Field(place, name, kind, "not_null" in of, ", ".join(filter(None, said)), allowed, words, _rounded(example, kind))
 
 
@@ -81,6 +86,7 @@ STYLE = """
 :root{color-scheme:light dark;--page:#fbfbfa;--panel:#fff;--well:#f1f3f5;--ink:#1b2530;--soft:#566372;--rule:#d8dde2;--edge:#87929e;--link:#005a92;--yes:#b4541a;--yes-soft:#f6dcc9;--no:#1f6f8b;--no-soft:#cfe6ee;--both-soft:#e6e3ef;--bad:#a4262c;--bad-page:#fdecec;--open:#7a4d00;--open-page:#fff5df;--shadow:0 1px 2px #1b253014,0 4px 16px #1b25300d}
 @media (prefers-color-scheme:dark){:root{--page:#10151a;--panel:#182027;--well:#212b34;--ink:#e6eaee;--soft:#a9b4bf;--rule:#313c47;--edge:#74818e;--link:#7cc4f2;--yes:#f0a06a;--yes-soft:#4a2f1d;--no:#6fc3de;--no-soft:#18394a;--both-soft:#332f45;--bad:#ff9c9c;--bad-page:#3a1b1e;--open:#f3c877;--open-page:#33280f;--shadow:none}}
 *{box-sizing:border-box}
+html{scroll-padding:1rem 0 6rem} /* what has the focus is not behind the buttons that stay in view */
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;font-variant-numeric:tabular-nums}
 .skip{position:absolute;left:-999px}.skip:focus{left:1rem;top:1rem;background:var(--panel);padding:.5rem 1rem;z-index:2}
 :focus-visible{outline:3px solid var(--link);outline-offset:2px;border-radius:.3rem}
@@ -125,17 +131,18 @@ summary{cursor:pointer;font-weight:600;font-size:.92rem}details[open] summary{ma
 .earlier{opacity:.5}.yes{color:var(--yes)}.no{color:var(--no)}
 .said{margin:.5rem 0;max-width:44rem}
 .notice{padding:.6rem .8rem;border-radius:.5rem;background:var(--open-page);color:var(--open);margin:.6rem 0;overflow-wrap:anywhere}
-.problem{padding:.7rem .9rem;border-radius:.5rem;background:var(--bad-page);color:var(--bad);margin:0 0 .6rem;overflow-wrap:anywhere}.problem ul{margin:.4rem 0 0;padding-left:1.2rem}.problem a{color:inherit}
+.problem{padding:.7rem .9rem;border-radius:.5rem;background:var(--bad-page);color:var(--bad);margin:0 0 .6rem;overflow-wrap:anywhere}.problem ul{margin:.4rem 0 0;padding-left:1.2rem}.problem li+li{margin-top:.2rem}.problem a{color:inherit}
 svg{display:block;width:100%;overflow:visible}svg text{fill:var(--ink);font-size:12px}svg .faint{fill:var(--soft);font-size:11px}svg line{stroke:var(--rule)}svg .mark{stroke:var(--ink);stroke-width:2}svg .whisker{stroke:var(--ink);stroke-width:1}
 .f-yes{fill:var(--yes)}.f-no{fill:var(--no)}.z-no{fill:var(--no-soft)}.z-yes{fill:var(--yes-soft)}.z-both{fill:var(--both-soft)}.z-none{fill:var(--well)}
 .bar{fill:var(--no)}.base{stroke:var(--edge)}.path{fill:none;stroke:var(--link);stroke-width:2;stroke-linejoin:round}.area{fill:var(--link);opacity:.12}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(14rem,1fr));gap:1rem}
 .tile{background:var(--well);border-radius:.5rem;padding:.75rem .9rem;min-width:0}.tile p{margin:0}.tile .value{font-size:1.6rem;font-weight:650;line-height:1.25}
-dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:.75rem;margin:0}dl div{background:var(--well);border-radius:.5rem;padding:.6rem .8rem;min-width:0}dt{font-size:.8rem;color:var(--soft)}dd{margin:0;font-weight:600;overflow-wrap:anywhere}dd small{display:block;font-weight:400;color:var(--soft)}
+dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:.75rem;margin:0}@media (min-width:62rem){dl{grid-template-columns:repeat(4,minmax(0,1fr))}}
+dl div{background:var(--well);border-radius:.5rem;padding:.6rem .8rem;min-width:0}dt{font-size:.8rem;color:var(--soft)}dd{margin:0;font-weight:600;overflow-wrap:anywhere}dd small{display:block;font-weight:400;color:var(--soft)}
 table{border-collapse:collapse;width:100%;font-size:.86rem}th,td{text-align:left;padding:.2rem .5rem .2rem 0;border-bottom:1px solid var(--rule);overflow-wrap:anywhere}td.n,th.n{text-align:right}
 .hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
 footer{color:var(--soft);font-size:.86rem;padding:1.5rem 0 2.5rem}
-@media (max-width:30rem){.frame{padding:0 .8rem}section{padding:1rem .9rem}.fields{grid-template-columns:repeat(2,minmax(0,1fr))}h1{font-size:1.7rem}button{padding:.45rem .65rem}}
+@media (max-width:30rem){.frame{padding:0 .8rem}section{padding:1rem .9rem}.fields{grid-template-columns:repeat(2,minmax(0,1fr))}.time{grid-column:1/-1}h1{font-size:1.7rem}.send .row{flex-wrap:nowrap;gap:.4rem}.send button{flex:1 1 auto;padding:.45rem .3rem;font-size:.95rem;white-space:nowrap}}
 @media (prefers-reduced-motion:no-preference){.grow{transition:opacity .2s}}
 @media print{.send,details,.find{display:none}}
 """
@@ -241,7 +248,9 @@ at("paste").addEventListener("keydown", event => {
 });
 at("typical").addEventListener("click", () => {
   put(Object.fromEntries(model.fields.map(field => [field.name, field.example])));
-  at("filled").textContent = "Filled with a typical row, as far as it is known.";
+  const open = model.fields.filter(field => field.required && field.example === null);
+  at("filled").textContent = "Filled with a typical row." + (open.length ? ` Nothing is known to be typical of ${open.map(field => field.name).join(", ")}: give a value.` : "");
+  if (open.length) inputOf(open[0]).focus();
 });
 at("clear").addEventListener("click", () => {
   form.reset(); wrong([]); at("filled").textContent = ""; at("problem").replaceChildren();
@@ -270,18 +279,22 @@ function wrong(errors) {
 }
 function refused(problem) {
   earlier(true);
-  const errors = problem.errors || [], list = made("ul");
+  const errors = problem.errors || [], list = made("ul"), alike = new Map();
+  // Columns that break the same rule in the same way share a line.
   for (const one of errors) {
-    const field = model.fields.find(field => field.name === one.column), text = `${one.column || "row"}: ${one.rule}. ${remedy(one)}`;
-    const link = field ? made("a", { href: "#c-" + field.place }, text) : text;
+    const text = `${one.rule}. ${remedy(one)}`, field = model.fields.find(field => field.name === one.column);
+    const link = field ? made("a", { href: "#c-" + field.place }, field.name) : one.column || "row";
     if (field) link.addEventListener("click", event => { event.preventDefault(); inputOf(field).focus(); });
-    list.append(made("li", {}, link));
+    if (!alike.has(text)) { alike.set(text, made("li", {})); list.append(alike.get(text)); } else alike.get(text).append(", ");
+    alike.get(text).append(link);
   }
+  for (const [text, line] of alike) line.append(`: ${text}`);
   wrong(errors);
   at("problem").replaceChildren(made("div", { class: "problem" }, made("strong", {}, problem.title + ". "), problem.status === 401 && key ? `Give a ${key.value ? "valid " : ""}key or token in the field above.` : problem.detail || "", errors.length ? list : null));
   const first = model.fields.find(field => errors.some(one => one.column === field.name));
   if (first) inputOf(first).focus();
   else if ((problem.status === 401 || problem.status === 403) && key) key.focus();
+  else at("problem").scrollIntoView({ block: "nearest" });
 }
 
 let last = null, asking = 0;
@@ -376,7 +389,10 @@ function waterfall(why, width) {
   const svg = made("svg", { height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `From ${percent(chance(why.base))} for a typical row to ${percent(why.probability)}. The table below has the shares.` });
   const fitted = (text, room) => { const most = Math.floor(room / 6.9); return text.length > most ? text.slice(0, most - 1) + "…" : text; };
   let y = 4;
-  const spread = [0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999].filter(p => logit(p) > low - room * 0.03 && logit(p) < high + room * 0.03);
+  // Round probabilities; closer ones where the row is near to the typical one.
+  const coarse = [0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999], every = part => Array.from({ length: part - 1 }, (_, place) => (place + 1) / part);
+  const inside = all => all.filter(p => logit(p) > low - room * 0.03 && logit(p) < high + room * 0.03);
+  const spread = [coarse, every(20), every(50), every(100)].map(inside).find(all => all.length > 2) || inside(every(200));
   let taken = -100;
   for (const p of spread) {
     svg.append(made("line", { x1: x(logit(p)), x2: x(logit(p)), y1: 4, y2: height - 22 }));
@@ -530,10 +546,10 @@ $access
 </details>
 <form id="row" novalidate autocomplete="off" aria-describedby="filled">
 <p class="small" id="filled" role="status"></p>
+<div id="problem" role="alert"></div>
 $find
 <div class="fields">$fields</div>
-<div class="send"><div id="problem" role="alert"></div>
-<div class="row"><button class="main" id="ask" type="submit">Ask the model</button><button type="button" id="typical">Typical row</button><button type="button" id="clear">Clear</button></div></div>
+<div class="send"><div class="row"><button class="main" id="ask" type="submit">Ask the model</button><button type="button" id="typical">Typical row</button><button type="button" id="clear">Clear</button></div></div>
 </form>
 </section>
 <section class="answer" aria-labelledby="t-answer" tabindex="0">
@@ -601,7 +617,7 @@ def page_of(
     "The page, generated from the bundle."
     fields, about = fields_of(served), _about(served)
     model = {
-        "fields": [{"place": field.place, "name": field.name, "kind": field.kind, "example": field.example} for field in fields], "threshold": served.threshold,
+        "fields": [{"place": field.place, "name": field.name, "kind": field.kind, "required": field.required, "example": field.example} for field in fields], "threshold": served.threshold,
         "coverage": 1 - served.bundle.conformal["alpha"] if served.bundle.conformal else None, "zones": zones_of(served.bundle.conformal), "explains": served.bundle.explaining is not None,
     }
     text = PAGE.substitute(
@@ -662,7 +678,7 @@ def _input(field: Field) -> str:
         if field.known:
             control += f'<datalist id="l-{field.place}">{"".join(f"<option>{html.escape(word)}</option>" for word in field.known)}</datalist>'
     star = '<span class="must" aria-hidden="true"> *</span>' if field.required else ""
-    return f'<div class="field"><label for="{own}">{name}{star}</label>{control}<p class="hint" id="h-{field.place}">{html.escape(field.hint)}</p><p class="wrong" id="w-{field.place}"></p></div>'
+    return f'<div class="field{" time" if field.kind == "time" else ""}"><label for="{own}">{name}{star}</label>{control}<p class="hint" id="h-{field.place}">{html.escape(field.hint)}</p><p class="wrong" id="w-{field.place}"></p></div>'
 
 # %% ../../nbs/4_serve/17_page.ipynb #02665442
 _LINE = re.compile(r'^(prodml_\w+)\{([^}]*)\} (\S+)$', re.MULTILINE)

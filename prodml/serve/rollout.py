@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.errors import InputError
-from .registry import Registry, split_reference
+from .registry import Registry, check_registry, split_reference
 from ..stats.sequential import BettingTest, OddsTest, ShiftTest, dealt, no_worse, split_of_events
 
 # %% ../../nbs/4_serve/10_rollout.ipynb #6efadfda
@@ -150,7 +150,7 @@ def routed(
     return route.champion
 
 # %% ../../nbs/4_serve/10_rollout.ipynb #d242460d
-LATENCY_EDGES_S = np.geomspace(1e-4, 60.0, 128)
+LATENCY_EDGES_S = np.concatenate([np.geomspace(1e-5, 1e-4, 22, endpoint=False), np.geomspace(1e-4, 60.0, 128)])
 _PROBABILITY_BINS = 20
 _MOST_LOSSES = 20_000  # that wait for the other side's
 _LOG_LOSS_CLIP = 7.0  # nats: a probability of 0.0009 for what happened
@@ -167,20 +167,21 @@ class Tally:
 
     def add(
         self,
-        answers: list[tuple[bool, float, float | None]], # whether it succeeded, seconds, probability
+        answers: list[tuple[bool, float | None, float | None]], # whether it succeeded, seconds if they count, probability
     ) -> None:
         "Count some answers."
         good = [answer for answer in answers if answer[0]]
-        self.count(len(answers), np.array([answer[1] for answer in good]), np.array([answer[2] for answer in good if answer[2] is not None], np.float64))
+        self.count(len(answers), len(answers) - len(good), *(np.array([answer[place] for answer in good if answer[place] is not None], np.float64) for place in (1, 2)))
 
     def count(
         self,
         trials: int, # how many answers
-        seconds: np.ndarray, # of those that succeeded
+        errors: int, # of them that failed
+        seconds: np.ndarray, # of calls of the graph
         probabilities: np.ndarray, # of those that have one; what is no number counts as 0
     ) -> None:
         "Count some answers, given as columns."
-        self.trials, self.errors = self.trials + trials, self.errors + trials - len(seconds)
+        self.trials, self.errors = self.trials + trials, self.errors + errors
         self.latency += np.bincount(np.searchsorted(LATENCY_EDGES_S, seconds, side="left"), minlength=len(self.latency))
         given = np.where(probabilities > 0, np.minimum(probabilities, 1), 0.0)
         self.probability += np.bincount(np.minimum((given * _PROBABILITY_BINS).astype(np.int64), _PROBABILITY_BINS - 1), minlength=_PROBABILITY_BINS)
@@ -428,7 +429,7 @@ def observed(
     given = np.where(draw.random(trials) < behaviour.confused, draw.beta(*behaviour.predicted, trials), truth)
     tally = Tally()
     good = draw.random(trials) >= behaviour.errors
-    tally.count(trials, draw.lognormal(np.log(behaviour.median_s), 0.5, trials)[good], given[good])
+    tally.count(trials, int(trials - good.sum()), draw.lognormal(np.log(behaviour.median_s), 0.5, trials)[good], given[good])
     if labelled:
         tally.losses = ((given - (draw.random(trials) < truth)) ** 2).round(6).tolist()
     return tally
@@ -485,6 +486,8 @@ SCHEMA = (
 ACTIVE = ("running", "paused")
 _logger = logging.getLogger("prodml.rollout")
 _QUEUE = 2**17
+_IDLE_SECONDS = 10.0
+_JUST_S = 60
 
 
 @dataclass
@@ -510,14 +513,18 @@ class Rollout:
         settings: RolloutSettings | None = None, # None takes the defaults
         worker: str = "", # its name, for the record
         prepare: Callable[[str], Any] | None = None, # loads a version before it is routed to
+        release: Callable[[str], Any] | None = None, # lets a version go that is no longer routed to
+        on_champion: Callable[[str], Any] | None = None, # told who is champion, at first and after each change
     ):
         self.registry, self.model, self.settings = registry, model, settings or RolloutSettings()
-        self.worker, self._prepare = worker or f"{os.uname().nodename}:{os.getpid()}", prepare
+        self.worker, self._prepare, self._release, self._on_champion = worker or f"{os.uname().nodename}:{os.getpid()}", prepare, release, on_champion
         self._answers: deque = deque(maxlen=_QUEUE)
         self._labels: deque = deque(maxlen=_QUEUE)
         self._window: deque = deque(maxlen=max(1, round(self.settings.breaker_seconds / self.settings.poll_seconds)))
         self._unsent: dict[str, Tally] = {}
         self._prepared: set[str] = set()
+        self._spare, self._idle_since = "", {}  # the champion before, and since when others are not routed to
+        self._complaint = ("", 0.0)  # the last one, and when it was made
         self._routing, self._control, self._plan, self._seen_event = routing(""), None, self.settings, -1
         self._contact, self._stop, self._thread, self._broken = time.monotonic(), threading.Event(), None, ""
         registry.store.prepare(SCHEMA)
@@ -535,7 +542,7 @@ class Rollout:
         self,
         version: str, # that answered
         ok: bool, # whether it did not fail
-        seconds: float, # it took
+        seconds: float | None, # that its graph was called for; None if another row of the same call has told them
         probability: float | None, # it predicted; None if it failed
     ) -> None:
         "Count an answer, seen or unseen."
@@ -556,6 +563,16 @@ class Rollout:
         "The versions that are answering now, seen or unseen; others may be unloaded once their requests have ended."
         _, limit, challenger, champion = self._routing
         return {champion.version} | ({challenger.version} if limit else set()) | ({champion.shadow} if champion.shadow else set())
+
+    @property
+    def held(self) -> set[str]:
+        "The versions that are loaded for routing."
+        return set(self._prepared)
+
+    @property
+    def under_way(self) -> bool:
+        "Whether a challenger is being judged."
+        return self._control is not None
 
     # In the background.
 
@@ -587,11 +604,29 @@ class Rollout:
             self._follow()
             self._write()
             self.look()
+            self._let_go()
             self._contact = time.monotonic()
         except Exception as error:  # a database that is away must not end the thread that would see it come back
-            _logger.warning("rollout of %s: %s: %s", self.model, type(error).__name__, error)
+            self._complain(f"{type(error).__name__}: {error}")
             if time.monotonic() - self._contact > self.settings.contact_seconds:
                 self._routing, self._seen_event = routing(self._routing.champion.version), -1
+
+    def _complain(self, trouble: str) -> None:
+        "Write a line of it: once a minute as long as it is the same."
+        before, at = self._complaint
+        if trouble != before or time.monotonic() - at > 60:
+            _logger.warning("rollout of %s: %s", self.model, trouble)
+            self._complaint = (trouble, time.monotonic())
+
+    def _let_go(self) -> None:
+        "Release the versions that no request has been routed to for a while; the champion before stays, so that a rollback need not load it."
+        control, now = self._control, time.monotonic()
+        needed = {self._routing.champion.version, self._spare} | ({control.champion, control.challenger} if control else set())
+        self._idle_since = {version: self._idle_since.get(version, now) for version in self._prepared - needed}
+        for version in [version for version, since in self._idle_since.items() if now - since >= _IDLE_SECONDS]:
+            self._prepared.discard(version)
+            if self._release is not None:
+                self._release(version)
 
     def _gather(self) -> None:
         "Empty the queues into tallies."
@@ -616,7 +651,8 @@ class Rollout:
         last = self.registry.head()[0]
         if last == self._seen_event:
             return
-        control, champion = self._active(), self.registry.roles(self.model).get("champion", "")
+        control, champions = self._active(), [event.version for event in self.registry.events(self.model) if event.action == "champion"]
+        champion = self.registry.roles(self.model).get("champion", "")
         plan = self._settings_of(control.id) if control else self.settings
         step = plan.steps[control.step] if control else Step(shadow=True)
         for version in (champion, control.challenger if control else ""):
@@ -625,8 +661,12 @@ class Rollout:
         if (control and control.id) != (self._control and self._control.id):
             self._unsent.clear()
             self._window.clear()
+        before = self._routing.champion.version
         self._control, self._plan, self._seen_event = control, plan, last
+        self._spare = next((version for version in reversed(champions) if version != champion), "")
         self._routing = routing(champion, control.challenger, step.weight, step.shadow, bytes.fromhex(control.salt)) if control else routing(champion)
+        if champion != before and self._on_champion is not None:
+            self._on_champion(champion)
 
     def _load(self, version: str, control: Control | None) -> bool:
         "Whether the version is ready; a challenger that is not is rolled back."
@@ -647,9 +687,13 @@ class Rollout:
 
     def _active(self) -> Control | None:
         "The rollout that is under way."
-        found = self.registry.store.rows("SELECT control FROM rollouts WHERE model = ? ORDER BY id DESC LIMIT 1", self.model)
-        control = Control(**json.loads(found[0][0])) if found else None
+        control = self._last()
         return control if control and control.status in ACTIVE else None
+
+    def _last(self) -> Control | None:
+        "The last rollout, under way or not."
+        found = self.registry.store.rows("SELECT control FROM rollouts WHERE model = ? ORDER BY id DESC LIMIT 1", self.model)
+        return Control(**json.loads(found[0][0])) if found else None
 
     def _break(self) -> None:
         "Stop gross failure: in this worker at once, then in all."
@@ -817,20 +861,31 @@ class Rollout:
         self,
         who: str, # who says so
         why: str, # for what reason
+        version: str | None = None, # that shall answer no more; None takes the challenger, or the champion where no rollout is under way
     ) -> str:
-        "Give all traffic back to the champion; after a promotion, to the champion before it. Its version; InputError when there is none."
+        "Give all traffic back to the champion; after a promotion, to the champion before it. Its version; InputError when there is none, or when the version does not answer any more."
         with self.registry.store.transaction() as execute:
             control = self._active()
-            if control is not None:
+            if control is not None and version in (None, control.challenger):
                 self._end(execute, control, "rollback", who, why)
                 return control.champion
             champions = [event.version for event in self.registry.events(self.model) if event.action == "champion"]
+            if version is None:
+                self._refuse_what_just_ended()
+            elif control is not None or version != champions[-1]:
+                raise InputError(f"{self.model}@{version} is {'not the challenger' if control else 'not the champion, and no rollout is under way'}", f"Look at `prodml rollout status {self.model}`.")
             before = [version for version in champions if version != champions[-1]]
             if not before:
                 raise InputError(f"{self.model} had no champion before", "Promote the version that you want.")
             self.registry.append(execute, self.model, "rollback", champions[-1], who, why)
             self.registry.assign(self.model, "champion", before[-1], who, why, execute)
             return before[-1]
+
+    def _refuse_what_just_ended(self) -> None:
+        "InputError if a rollback that names no version comes upon one that came by itself a moment ago: to go back once more is hardly what is meant."
+        last = self.registry.events(self.model)[-1]
+        if last.action == "no challenger" and time.time_ns() // 1000 - last.at_us < _JUST_S * 1e6 and self._last().status == "rolled_back":
+            raise InputError(f"{self.model}@{last.version} was rolled back a moment ago ({last.why})", f"To go back further, name the version that shall go: `prodml rollout rollback {self.model}@{self.registry.roles(self.model)['champion']}`.")
 
     def status(self) -> dict[str, Any]:
         "Where things stand: champion, and of the last rollout its challenger, status, step, weight, reason, observations and tests."
@@ -862,7 +917,7 @@ def rollout_arguments(
 ) -> None:
     "Add what the command takes."
     parser.add_argument("action", choices=ACTIONS)
-    parser.add_argument("what", help="register: the folder of a release; start, promote: NAME@VERSION; the others: NAME")
+    parser.add_argument("what", help="register: the folder of a release; start, promote, rollback: NAME@VERSION; the others: NAME. rollback NAME takes back what is newest")
     parser.add_argument("--registry", type=Path, default=Path("registry"), help="the registry's folder (default: registry)")
     parser.add_argument("--url", default=os.environ.get("PRODML_REGISTRY_URL"), help="postgresql://..., where the state is shared (default: PRODML_REGISTRY_URL)")
     parser.add_argument("--settings", type=Path, help="the server's TOML file, for its table [rollout]")
@@ -905,6 +960,8 @@ def run_rollout(
     given: argparse.Namespace, # of `rollout_arguments`
 ) -> int:
     "Do what the command says and print where things stand; 0, or InputError."
+    if given.action != "register":
+        check_registry(given.registry, given.url)
     registry = Registry(given.registry, given.url, given.trusted)
     try:
         if given.action == "register":
@@ -935,4 +992,4 @@ def _act(rollout: Rollout, given: argparse.Namespace, version: str | None) -> No
     elif given.action == "promote":
         rollout.promote(given.who, given.why, version)
     elif given.action == "rollback":
-        rollout.rollback(given.who, given.why)
+        rollout.rollback(given.who, given.why, version)

@@ -161,30 +161,59 @@ def read_arrow(
         reader = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
         if any(_is_compressed(message.metadata.to_pybytes()) for message in reader):
             raise Problem(400, detail="The Arrow stream has compressed buffers. Write it without compression.")
-        table = pa.ipc.open_stream(body).read_all()
-        if table.num_rows > limits.rows:
-            raise too_many(table.num_rows, limits.rows)
+        stream = pa.ipc.open_stream(body)
+        packed = _packed_columns(stream.schema)
+        table = pa.Table.from_batches(_bounded(stream, packed, limits), stream.schema)
         table.validate(full=True)
     except (pa.ArrowException, struct.error, IndexError, OSError, ValueError) as error:
         raise Problem(400, detail=f"The body is no Arrow stream: {str(error)[:200]}.") from None
-    if len(set(table.column_names)) < table.num_columns:
-        raise Problem(400, detail="The Arrow stream has two columns of one name.")
-    return Columns({name: _flat(table[name], name, limits) for name in table.column_names}, table.num_rows)
+    return Columns({name: _unpacked(column, name, limits) if name in packed else column for name, column in zip(table.column_names, table.columns)}, table.num_rows)
 
 
-def _flat(column: Any, name: str, limits: Limits) -> Any:
-    "The column without dictionaries; Problem 400 on a type that holds no plain values, 413 if it would grow."
+def _packed_columns(schema: Any) -> dict[str, int]:
+    "The columns with dictionaries, and their places; Problem 400 on two of one name, or a type that holds no plain values."
     import pyarrow as pa
 
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind)):
-        raise Problem(400, detail=f"The column {name[:80]!r} has the Arrow type {str(column.type)[:80]}. Send numbers, texts, times or truth values.")
-    if pa.types.is_dictionary(column.type):
-        longest = max((len(str(word.as_py())) for chunk in column.chunks for word in chunk.dictionary), default=0)
-        if longest * len(column) > 16 * limits.body_bytes:
-            raise Problem(413, detail=f"The column {name[:80]!r} unpacks to more than the server takes. Send shorter texts.")
-        column = column.cast(kind)
-    return column
+    if len(set(schema.names)) < len(schema.names):
+        raise Problem(400, detail="The Arrow stream has two columns of one name.")
+    packed, of = {}, pa.types
+    for place, (name, kind) in enumerate(zip(schema.names, schema.types)):
+        if of.is_dictionary(kind):
+            packed[name], kind = place, kind.value_type
+        if not (of.is_primitive(kind) or of.is_string(kind) or of.is_large_string(kind) or of.is_string_view(kind) or of.is_null(kind)):
+            raise Problem(400, detail=f"The column {name[:80]!r} has the Arrow type {str(kind)[:80]}. Send numbers, texts, times or truth values.")
+    return packed
+
+
+def _bounded(stream: Any, packed: Mapping[str, int], limits: Limits) -> list[Any]:
+    "The batches; Problem 413 as soon as they have too many rows, or a dictionary too often: each batch has its words once more, though they were sent once."
+    batches, rows, words = [], 0, 0
+    for batch in stream:
+        batches.append(batch)
+        rows += batch.num_rows
+        words += sum(len(batch.column(place).dictionary) for place in packed.values())
+        if rows > limits.rows:
+            raise too_many(rows, limits.rows)
+        if words > limits.body_bytes:
+            raise Problem(413, detail=f"The Arrow stream has large dictionaries in {len(batches):,} batches or more. Send fewer and larger batches, or plain values.")
+    return batches
+
+
+def _longest(words: Any) -> int:
+    "Bytes of the longest text; 0 where there is none, and for numbers."
+    import pyarrow.compute as pc
+
+    kind = words.type
+    if kind in ("string", "large_string"):
+        return pc.max(pc.binary_length(words)).as_py() or 0
+    return max((len(word.as_py() or "") for word in words), default=0) if kind == "string_view" else 0
+
+
+def _unpacked(column: Any, name: str, limits: Limits) -> Any:
+    "The column without its dictionary; Problem 413 if it would grow too much."
+    if max((_longest(chunk.dictionary) for chunk in column.chunks), default=0) * len(column) > 16 * limits.body_bytes:
+        raise Problem(413, detail=f"The column {name[:80]!r} unpacks to more than the server takes. Send shorter texts.")
+    return column.cast(column.type.value_type)
 
 # %% ../../nbs/4_serve/04_rows.ipynb #2668ea0a
 @dataclass(frozen=True)
