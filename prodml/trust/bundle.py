@@ -99,13 +99,13 @@ MOST_FAR = 3.0
 def _strangeness(column: pa.ChunkedArray) -> np.ndarray:
     "How far each value is from the usual, 0 to MOST_FAR, float64 [N]."
     missing = column.is_null().to_numpy()
+    if missing.all():
+        return np.full(len(column), MOST_FAR)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         words, places = np.unique(np.array(column.fill_null("").to_pylist(), dtype=object), return_inverse=True)
         counts = np.bincount(places, weights=~missing, minlength=len(words))
-        return np.where(missing, MOST_FAR, 1 - counts[places] / max(counts.max(), 1))
+        return np.where(missing, MOST_FAR, 1 - counts[places] / counts.max())
     values = (column.cast(pa.timestamp("us")).cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).cast(pa.float64(), safe=False).to_numpy()
-    if missing.all():
-        return np.full(len(values), MOST_FAR)
     low, middle, high = np.nanquantile(values, (0.25, 0.5, 0.75))
     return np.where(missing, MOST_FAR, np.minimum(np.abs(values - middle) / ((high - low) or 1), MOST_FAR))
 
