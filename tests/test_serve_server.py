@@ -164,6 +164,17 @@ def test_a_worker_that_dies_is_replaced(small_bundle):
         assert server.wait(20) == 0
 
 
+@pytest.mark.slow
+def test_workers_do_not_outlive_their_parent(small_bundle):
+    with process(str(small_bundle), "--unsigned", "--workers", "2") as (server, address, lines):
+        workers = [int(one) for one in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()]
+        server.kill()
+        deadline = time.monotonic() + 20
+        while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(workers) == 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
 def serve(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
     """The command, where it does not come to serve."""
     return subprocess.run([sys.executable, "-m", "prodml.cli", "serve", *arguments], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=60)

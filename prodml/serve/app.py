@@ -9,6 +9,7 @@ __all__ = ['ARROW', 'CSV', 'FORMS', 'encode', 'STRUCTS', 'MANY_ROWS', 'EXPLAININ
 
 # %% ../../nbs/4_serve/04_app.ipynb #ff5894da
 import asyncio
+import contextlib
 import csv
 import io
 import os
@@ -300,7 +301,8 @@ class _Predicting(_Base):
             pass
         self.rollout.record(version, probability is not None, seconds, probability)
         if self.log is not None and probability is not None:
-            self.log.append(self.record(new_ids(1)[0], now, served.name, version, "shadow", "", row, probability, degraded, None, served.digest, numbers + codes if served.step is not None else None))
+            with contextlib.suppress(Problem): # a full log refuses answers, and nobody waits for this one
+                self.log.append(self.record(new_ids(1)[0], now, served.name, version, "shadow", "", row, probability, degraded, None, served.digest, numbers + codes if served.step is not None else None))
 
     async def _many(self, request: Request, body: bytes, kind: bytes | None, accept: bytes | None) -> Answer:
         query = request.query("partial", "version")

@@ -506,12 +506,27 @@ def serve_alone(
             os.write(ready, b"1")
             os.close(ready)
 
+    if settings.server.workers > 1:
+        service.app.on_start.append(_leave_with_parent)
     try:
         make_server(service, settings, on_listening).run([bound])
     finally:
         service.close()
     logger.info("stopped; what was asked is answered, and what is kept is on the disk")
     return 0
+
+
+async def _leave_with_parent() -> None:
+    "A worker whose parent was killed would go on answering, with nobody to stop or renew it; it stops as by SIGTERM."
+    loop, parent = asyncio.get_running_loop(), os.getppid()
+
+    def look() -> None:
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            loop.call_later(1.0, look)
+
+    look()
 
 
 def greeting(
