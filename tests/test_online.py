@@ -2,10 +2,15 @@
 
 import argparse
 import datetime
+import http.client
+import json
+import re
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
 
 import ibis
@@ -15,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import ROOT
 from test_future import with_another_future
 
 from prodml.bundle.bundle import open_bundle, write_manifest
@@ -35,6 +41,7 @@ from prodml.data.validate import read_tables, write_table
 from prodml.model.export import export_onnx
 from prodml.model.networks import build_network
 from prodml.serve.online import FeatureSource, OnlineSettings, feature_source
+from prodml.serve.server import all_settings, make_service, running
 
 UTC_DAY = datetime.datetime(2013, 4, 2)
 ROUNDS = [UTC_DAY + datetime.timedelta(hours=hours) for hours in (16, 26)]  # ten hours of questions each
@@ -113,11 +120,51 @@ def minutes(moment: datetime.datetime) -> int:
     return int((moment - datetime.datetime(1970, 1, 1)).total_seconds() // 60)
 
 
+class Client:
+    """A connection to the server."""
+
+    def __init__(self, address: str):
+        host, port = address.removeprefix("http://").split(":")
+        self.connection = http.client.HTTPConnection(host, int(port), timeout=30)
+
+    def ask(self, path: str, body=None, **headers: str):
+        """The answer, read if it is JSON; it must be a 200."""
+        sent = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        self.connection.request("GET" if body is None else "POST", path, sent, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = self.connection.getresponse()
+        content = answer.read()
+        assert answer.status == 200, content
+        return json.loads(content) if answer.headers["content-type"] == "application/json" else content
+
+    def degraded(self) -> dict[str, float]:
+        """How often the server counted each group as missing."""
+        return {name: float(value) for name, value in re.findall(r'prodml_degraded_total\{column="([^"]+)"\} (\S+)', self.ask("/metrics").decode())}
+
+
 @pytest.fixture(scope="module")
-def replayed(project, frames, documents, bundle, tmp_path_factory):
-    """By source_row what was answered on the day: each flight asked about alone, after the round in which its question was due, from tables with another future."""
+def url(tmp_path_factory):
+    """Where the online table will be."""
+    return str(tmp_path_factory.mktemp("table") / "online.sqlite")
+
+
+@pytest.fixture(scope="module")
+def server(project, url):
+    """A server that was started before the online table was there."""
+    settings = all_settings({"server": {"port": 0}, "models": {"unsigned": True}, "online": {"url": url, "check_s": 0.0, "retry_s": 0.0, "budget_minutes": 10, "group_budget_minutes": {"past weeks": 1440}}})
+    service = make_service([project[0] / "bundle"], settings)
+    with running(service, settings) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return Client(server)
+
+
+@pytest.fixture(scope="module")
+def replayed(project, frames, documents, bundle, url, client, tmp_path_factory):
+    """By source_row what was answered on the day: each flight asked about alone, in process and over HTTP, after the round in which its question was due, from tables with another future."""
     folder, data = project
-    url = str(tmp_path_factory.mktemp("table") / "online.sqlite")
     source, check = feature_source(bundle, OnlineSettings(url=url, check_s=0.0)), RowChecker(bundle.contract["row"])
     flights = frames["flights"]
     due = (flights.time_hour - pd.Timestamp(0)) // pd.Timedelta(minutes=1) + flights.minute - data["features"]["options"]["lead_minutes"]
@@ -129,7 +176,8 @@ def replayed(project, frames, documents, bundle, tmp_path_factory):
         for row, request in zip(asked.source_row, requests_of(asked, bundle.contract["row"])):
             assert not [verdict for verdict in check(request) if verdict.severity == "error"]
             numbers, codes, degraded = source(request, minutes(now) * MINUTE_US)
-            answers[row] = numbers.copy(), codes.copy(), degraded[0], bundle.predict_encoded(numbers, codes)
+            told = client.ask("/v1/predict", {name: values[0] for name, values in request.items()}, content_type="application/json")
+            answers[row] = numbers.copy(), codes.copy(), degraded[0], told
         before = now
     return answers, url
 
@@ -143,9 +191,25 @@ def test_a_replayed_day_gets_the_probabilities_of_the_pipeline_bit_for_bit(proje
     offline = offline.take(places)
     numbers, codes = bundle._encode({name: offline[name] for name in input_names(bundle.encoding)})
     for place, key in enumerate(offline["key"].to_pylist()):
-        own_numbers, own_codes, degraded, probability = answers[key]
+        own_numbers, own_codes, degraded, told = answers[key]
         assert degraded == [] and own_numbers.tobytes() == numbers[place].tobytes() and own_codes.tobytes() == codes[place].tobytes(), key
-        assert probability.tobytes() == bundle.predict_encoded(numbers[place : place + 1], codes[place : place + 1]).tobytes()
+        assert told["degraded"] == [] and told["probability"] == bundle.predict_encoded(numbers[place : place + 1], codes[place : place + 1]).item()
+
+
+def test_the_server_answers_them_together_in_every_form(frames, bundle, replayed, client):
+    """A hundred flights in one request: as the pipeline's rows are scored together."""
+    answers, _ = replayed
+    flights = frames["flights"].set_index("source_row").loc[sorted(answers)[-100:]].reset_index()
+    rows = [{name: values[0] for name, values in row.items()} for row in requests_of(flights, bundle.contract["row"])]
+    table = pa.Table.from_pylist(rows)
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    expected = bundle.predict_encoded(*(np.concatenate([answers[row][part] for row in flights.source_row]) for part in (0, 1))).tolist()
+    bodies = {"application/json": json.dumps(rows).encode(), "text/csv": pd.DataFrame(rows).to_csv(index=False).encode(), "application/vnd.apache.arrow.stream": stream.getvalue().to_pybytes()}
+    for kind, body in [*bodies.items(), ("application/json", json.dumps(table.to_pydict()).encode())]:
+        told = client.ask("/v1/predict", body, content_type=kind, accept="application/json")["predictions"]
+        assert [one["probability"] for one in told] == expected and all(one["degraded"] == [] for one in told), kind
 
 
 def test_together_they_are_answered_as_one_by_one(project, frames, bundle, replayed):
@@ -161,6 +225,7 @@ def test_together_they_are_answered_as_one_by_one(project, frames, bundle, repla
         assert degraded == [[]] * len(flights)
 
 
+@pytest.mark.slow
 def test_a_row_computed_early_uses_nothing_after_now(project, frames, tmp_path):
     """Rows that are due hours later, from two futures: the same; at a later moment the futures show."""
     _, data = project
@@ -223,6 +288,59 @@ def test_an_answer_says_what_is_missing(project, frames, documents, bundle, repl
     assert degraded == [["aircraft"]] and codes[0, form.categorical.index("plane_maker")] == 1 + bundle.encoding["categorical"][form.categorical.index("plane_maker")]["vocabulary"].index("BOEING")
     aircraft = [form.numeric.index(name) for name in bundle.rowwise["online"]["groups"]["aircraft"]["columns"]]
     assert np.isnan(numbers[0, aircraft]).all() and np.isnan(numbers).sum() < 30
+
+
+def test_the_server_says_and_counts_what_is_missing(frames, documents, bundle, replayed, client):
+    """A row that is stale, one that nobody scheduled and one with another aircraft: named in the answer, counted in the metrics."""
+    answers, url = replayed
+    row = max(answers)
+    (request,) = requests_of(frames["flights"].set_index("source_row").loc[[row]].reset_index(), bundle.contract["row"])
+    sent, groups = {name: values[0] for name, values in request.items()}, list(bundle.rowwise["online"]["groups"])
+    form = RowFormat(*documents[0])
+    table = OnlineTable(open_store(url, form.space), form.unpack)
+    (key,) = form.keys(Steps(bundle.rowwise).read(request))
+    (held,) = table.get([key])
+    before = client.degraded()
+    table.put([(key, held.values.due_us - 60 * MINUTE_US, form.pack(held.values))], held.values.due_us, 10**15)
+    stale = client.ask("/v1/predict", sent, content_type="application/json")
+    table.put([(key, held.as_of_us, form.pack(held.values))], held.values.due_us, 10**15)
+    fresh = client.ask("/v1/predict", sent, content_type="application/json")
+    unknown = client.ask("/v1/predict", {**sent, "flight": 9999}, content_type="application/json")
+    both = client.ask("/v1/predict", [sent, {**sent, "tailnum": "N14228"}], content_type="application/json")["predictions"]
+    assert stale["degraded"] == [group for group in groups if group != "past weeks"] and unknown["degraded"] == groups
+    assert fresh["degraded"] == [] and fresh["probability"] == answers[row][3]["probability"] != stale["probability"], "no restart is needed for what is written anew"
+    assert [one["degraded"] for one in both] == [[], ["aircraft"]]
+    counted = {group: client.degraded().get(group, 0) - before.get(group, 0) for group in groups}
+    assert counted == {group: 1 + (group != "past weeks") + (group == "aircraft") for group in groups}
+
+
+WRITER = """
+import sys, time
+from prodml.bundle.online import SqliteStore
+def rows():
+    for number in range(4000):
+        yield b"[%d]" % number, 2, b"new"
+        if number % 1000 == 999:
+            print(number, flush=True)
+            time.sleep(0.05)
+SqliteStore(sys.argv[1], "space").write(rows(), 2, 10**15)
+"""
+
+
+def test_a_writer_that_is_killed_leaves_the_table_whole(tmp_path):
+    path = tmp_path / "online.sqlite"
+    store = open_store(str(path), "space")
+    store.write([(b"[%d]" % number, 1, b"old") for number in range(4000)], 1, 10**15)
+    keys = [b"[%d]" % number for number in range(4000)]
+    for lines in (1, 3):
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], cwd=ROOT, stdout=subprocess.PIPE) as writer:
+            for _ in range(lines):
+                assert writer.stdout.readline()
+            writer.send_signal(signal.SIGKILL)
+        assert writer.returncode == -signal.SIGKILL
+        assert {value for _, value in open_store(str(path), "space").read(keys).values()} == {b"old"} and store.state() == {"rows": 4000, "written_us": 1, "batch": 1}
+    subprocess.run([sys.executable, "-c", WRITER, str(path)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert {value for _, value in store.read(keys).values()} == {b"new"} and store.state()["batch"] == 2
 
 
 def test_a_reader_does_not_wait_for_the_writer(project, frames, bundle, replayed):

@@ -535,10 +535,10 @@ def greeting(
 
 
 def _settle() -> None:
-    "What was loaded stays: the collector need not walk through it again and again. Requests make no cycles, so it may look less often."
+    "What was loaded stays: the collector need not walk through it again and again. Requests make no cycles, so it may look less often; connections do, so it has to look."
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(10_000, 10, 5)
 
 
 def serve_in_workers(
