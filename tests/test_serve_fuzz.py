@@ -334,7 +334,8 @@ BROKEN = """
 import json, sys
 sys.path[:0] = json.loads(sys.argv[4])
 from pathlib import Path
-from prodml.serve.observe import ObserveSettings, start_logs
+from prodml.serve.observe import ObserveSettings
+from prodml.serve.traces import start_logs
 from test_serve_fuzz import BODY, asked, serving
 start_logs(ObserveSettings(requests_share=1.0))
 with serving(Path(sys.argv[1]), access={"keys": sys.argv[2]}) as (address, service):

@@ -79,6 +79,8 @@ def _rounded(example: Any, kind: str) -> Any:
     "As a person would write it."
     if kind == "int" and isinstance(example, (int, float)):
         return round(example)
+    if kind == "time" and isinstance(example, str):
+        return example.removesuffix("Z").removesuffix(":00")  # the hint says that it is UTC
     return float(f"{example:.6g}") if isinstance(example, float) else example
 
 # %% ../../nbs/4_serve/17_page.ipynb #2883c603
