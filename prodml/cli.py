@@ -278,8 +278,7 @@ def serving_part(
     "The function of the command's module; InputError if a package is missing."
     module = SERVING[name][0]
     try:
-        run = "run_server" if name == "serve" else f"run_{name}"
-        return getattr(importlib.import_module(f"prodml.{module}"), f"{name}_arguments" if part == "arguments" else run)
+        return getattr(importlib.import_module(f"prodml.{module}"), f"{name}_arguments" if part == "arguments" else f"run_{name}")
     except ModuleNotFoundError as error:
         extra = "pipeline" if name == "materialise" else "serve"
         raise InputError(f"`prodml {name}` needs the package {error.name}", f"pip install 'prodml[{extra}]'") from error
