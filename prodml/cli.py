@@ -267,7 +267,7 @@ SERVING = {
     "rollout": ("serve.rollout", "Bring a new version of a model before the requests step by step, judged as it goes; take it back."),
     "audit": ("serve.audit", "Show, verify and replay recorded answers; erase a person, let old records go, export."),
     "keys": ("serve.access", "Make, list and revoke the API keys of a server."),
-    "observe": ("serve.observe", "Write the Grafana dashboard and the alert rules of a server."),
+    "observe": ("serve.operations", "Write the Grafana dashboard and the alert rules of a server."),
 }
 
 

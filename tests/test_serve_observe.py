@@ -34,12 +34,11 @@ from prodml.bundle.sign import new_key, private_key, signature_of
 from prodml.core.errors import InputError
 from prodml.core.files import write_json
 from prodml.serve.access import new_api_key
-from prodml.serve.observe import (
-    METRICS, PROBABILITIES, REQUEST_SECONDS, STAGE_SECONDS, JsonLines, Metrics, ObserveSettings, RequestLog, Trace, Tracing, adopt, alerts_of, dashboard, is_sampled, operations_files, queries, stale_files, start_logs,
-    trace_of, unknown_in, write_files,
-)
+from prodml.serve.observe import METRICS, PROBABILITIES, REQUEST_SECONDS, STAGE_SECONDS, Metrics, ObserveSettings, adopt
+from prodml.serve.operations import alerts_of, dashboard, operations_files, queries, stale_files, unknown_in, write_files
 from prodml.serve.registry import Registry
 from prodml.serve.server import all_settings, make_service, running
+from prodml.serve.traces import JsonLines, RequestLog, Trace, Tracing, is_sampled, start_logs, trace_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PANELS = [(metric, panel) for metric in METRICS for panel in metric.panels]
@@ -264,14 +263,14 @@ def test_files_of_another_table_are_left_out_and_removed(tmp_path):
 
 
 def test_the_files_in_ops_are_what_the_table_says():
-    assert stale_files(ROOT / "ops") == [], "run `python -m prodml.serve.observe`"
+    assert stale_files(ROOT / "ops") == [], "run `prodml observe`"
 
 
 def test_files_are_written_once_and_missed_when_changed(tmp_path):
     assert len(write_files(tmp_path)) == 5 and write_files(tmp_path) == []
     (tmp_path / "grafana/prodml.json").write_text("{}")
     assert stale_files(tmp_path) == ["grafana/prodml.json"]
-    done = subprocess.run([sys.executable, "-m", "prodml.serve.observe", "--folder", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "prodml.cli", "observe", "--folder", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "grafana/prodml.json\n" and stale_files(tmp_path) == [], done.stderr
 
 
@@ -429,7 +428,7 @@ def test_a_share_is_a_share_and_the_same_everywhere():
 
 
 def test_opentelemetry_is_imported_only_when_it_is_asked_for():
-    code = "import sys; from prodml.serve.observe import *; Metrics().render(); trace_of([]); RequestLog(ObserveSettings()); print([name for name in ('opentelemetry', 'jwt', 'yaml', 'uvicorn', 'torch', 'pandas') if name in sys.modules])"
+    code = "import sys; from prodml.serve.observe import *; from prodml.serve.traces import *; Metrics().render(); trace_of([]); RequestLog(ObserveSettings()); print([name for name in ('opentelemetry', 'jwt', 'yaml', 'uvicorn', 'torch', 'pandas') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
@@ -528,7 +527,8 @@ def test_requests_that_fail_always_get_a_line_and_no_other_unasked():
 def test_logs_of_a_server_are_of_one_form_and_hold_no_secret():
     code = """
 import logging, sys
-from prodml.serve.observe import ObserveSettings, start_logs
+from prodml.serve.observe import ObserveSettings
+from prodml.serve.traces import start_logs
 start_logs(ObserveSettings(log_form=sys.argv[1]))
 logging.getLogger("uvicorn.error").warning("token=%s", "hunter2")
 logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', "192.0.2.1:1", "GET", "/?api_key=hunter2", "1.1", 200)
@@ -596,9 +596,7 @@ def ask(address: str, path: str, key: str | None, body=None, **headers: str):
 
 
 def told_by(address: str, key: str) -> dict:
-    """What /metrics says, as Prometheus's own library reads it; asked twice, since some of it comes from a thread."""
-    ask(address, "/metrics", key)
-    time.sleep(0.1)
+    """What /metrics says, as Prometheus's own library reads it."""
     families = text_string_to_metric_families(ask(address, "/metrics", key)[1].decode())
     return {(sample.name, *sorted(sample.labels.items())): sample.value for family in families for sample in family.samples}
 
@@ -625,7 +623,9 @@ def test_every_number_moves_when_it_should(watched):
     assert ask(address, "/v1/feedback", key, [{"id": answers[0]["id"], "label": 1}, {"id": "unknown", "label": 0}])[0] == 200
     service.app.rollout.start("v1.0.1", "Ada", "A week later.")
     service.app.rollout.rollback("Ada", "It was a test.")
-    after = told_by(address, key)
+    verdict, end = {"name": "prodml_rollout_verdicts_total", "verdict": "rollback"}, time.monotonic() + 10
+    while not difference(after := told_by(address, key), before, **verdict) and time.monotonic() < end:
+        pass
     grew = lambda name, **labels: difference(after, before, name, **labels)
     assert grew("prodml_requests_total", route=PREDICT, status="200") == 41 and grew("prodml_requests_total", route=PREDICT, status="422") == grew("prodml_requests_total", route=PREDICT, status="401") == 1
     assert grew("prodml_requests_total", route="none", status="404") == 1 and grew("prodml_request_seconds_count", route=PREDICT) == 43

@@ -157,6 +157,56 @@ def test_a_clock_that_is_set_back_neither_stops_the_looks_nor_counts(registry):
     assert registry.verify()
 
 
+def test_what_is_no_longer_routed_to_is_let_go_and_the_champion_before_is_kept(registry, tmp_path, monkeypatch):
+    monkeypatch.setattr("prodml.serve.rollout._IDLE_SECONDS", 0.0)
+    for number in range(2, 5):
+        registry.register(release(tmp_path / f"later{number}", tmp_path / "key", 0.1 * number), "Ada", "A week's model.")
+    loaded, champions = [], []
+    rollout = Rollout(registry, "flights", PLAN, prepare=loaded.append, release=loaded.remove, on_champion=champions.append)
+    rollout.beat()
+    assert loaded == ["v1.0.0"] and champions == ["v1.0.0"]
+    for number in range(1, 5):
+        rollout.start(f"v1.0.{number}", "Ada", "Try.", SALT)
+        rollout.beat()
+        assert f"v1.0.{number}" in loaded and rollout.under_way
+        rollout.promote("Ada", "Sure.")
+        rollout.beat()
+        assert sorted(loaded) == [f"v1.0.{number - 1}", f"v1.0.{number}"] == sorted(rollout.held) and champions[-1] == f"v1.0.{number}"
+    rollout.rollback("Grace", "Complaints.")
+    rollout.beat()
+    assert champions[-1] == "v1.0.3" and len(loaded) == 2, "it was in memory"
+    rollout.start("v1.0.1", "Ada", "An old one.", SALT)
+    rollout.beat()
+    rollout.rollback("Grace", "Complaints.")
+    rollout.beat()
+    assert sorted(loaded) == ["v1.0.3", "v1.0.4"]
+
+
+def test_a_rollback_does_not_go_one_further_by_mistake(registry, tmp_path):
+    registry.register(release(tmp_path / "later", tmp_path / "key", 0.7), "Ada", "A week's model.")
+    rollout = Rollout(registry, "flights", PLAN)
+    rollout.promote("Ada", "Sure.", "v1.0.1")
+    rollout.start("v1.0.2", "Ada", "Try.", SALT)
+    with pytest.raises(InputError, match="not the challenger"):
+        rollout.rollback("Grace", "Complaints.", "v1.0.1")
+    rollout._finish("rollback", "prodml", "loss")
+    with pytest.raises(InputError, match="rolled back a moment ago"):
+        rollout.rollback("Grace", "Complaints.")
+    with pytest.raises(InputError, match="no rollout is under way"):
+        rollout.rollback("Grace", "Complaints.", "v1.0.2")
+    assert registry.roles("flights") == {"champion": "v1.0.1"} and rollout.rollback("Grace", "Complaints.", "v1.0.1") == "v1.0.0"
+
+
+def test_a_call_counts_once_however_many_rows_it_answers(registry):
+    rollout = Rollout(registry, "flights", PLAN)
+    for number in range(64):
+        rollout.record("v1.0.0", True, 0.5 if number == 0 else None, 0.2)
+    rollout.record("v1.0.0", False, 0.1, None)
+    rollout._gather()
+    tally = rollout._unsent["v1.0.0"]
+    assert (tally.trials, tally.errors, int(tally.latency.sum()), int(tally.probability.sum())) == (65, 1, 1, 64)
+
+
 # The state.
 
 

@@ -294,7 +294,7 @@ def _told_to(rollout: Any, settings: Settings) -> Callable[[list[tuple[str, int]
 
 def _on_answer(settings: Settings, closers: list[Callable[[], Any]]) -> Callable[..., None]:
     "A line in the log for what failed and for a share of the rest, and spans if they are asked for."
-    from prodml.serve.observe import RequestLog, Tracing, trace_of
+    from prodml.serve.traces import RequestLog, Tracing, trace_of
 
     share, lines = settings.observe.traces_share, RequestLog(settings.observe)
     tracing = Tracing(settings.observe) if settings.observe.traces else None
@@ -535,10 +535,10 @@ def greeting(
 
 
 def _settle() -> None:
-    "What was loaded stays: the collector need not walk through it again and again. Requests make no cycles, so it may look less often."
+    "What was loaded stays: the collector need not walk through it again and again. Requests make no cycles, so it may look less often; connections do, so it has to look."
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(10_000, 10, 5)
 
 
 def serve_in_workers(
@@ -654,7 +654,7 @@ def run_serve(
     given: argparse.Namespace, # of `serve_arguments`
 ) -> int:
     "Serve until a signal says to stop; 0, or InputError before anything listens."
-    from prodml.serve.observe import start_logs
+    from prodml.serve.traces import start_logs
 
     settings = given_settings(given)
     check_safe(settings)

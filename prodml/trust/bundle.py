@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -224,11 +225,9 @@ MADE_UP_ROW = {
 }
 
 
-def made_up_bundle(
-    folder: str | Path, # the bundle, replaced whole
-    seed: int = 0, # of rows and weights
-) -> Path:
-    "Write an unsigned bundle of a small network on made-up rows, for examples and tests; its folder."
+@cache
+def _made_up_parts(seed: int) -> tuple[dict[str, Any], bytes]:
+    "JSON parts and graph of a made-up bundle; kept, since an export takes seconds."
     rows, encoding = made_up_rows(600, seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -240,15 +239,23 @@ def made_up_bundle(
             steps.step()
     with torch.inference_mode():
         told = torch.sigmoid(network.eval()(rows.numbers, rows.codes)).numpy()
-    parts = {
+    return {
         "model": {"name": "made_up", "serves": "dense", "graphs": {"dense": "dense.onnx"}, "architecture": "small, mlp with hidden widths [8]"},
         "encoding": encoding, "contract": {"columns": [], "row": MADE_UP_ROW}, "thresholds": {"dense": 0.5}, "metrics": {},
         "conformal": fit_conformal(rows.labels.numpy(), told, 0.1), "explain": baseline_document(typical_row(encoding, {"columns": []}), encoding, 256, seed),
         "gates": {"gates": [], "rejected": []},
-    }
+    }, to_onnx(network).SerializeToString(deterministic=True)
+
+
+def made_up_bundle(
+    folder: str | Path, # the bundle, replaced whole
+    seed: int = 0, # of rows and weights
+) -> Path:
+    "Write an unsigned bundle of a small network on made-up rows, for examples and tests; its folder."
+    parts, graph = _made_up_parts(seed)
     with written_folder(folder) as aside:
         for name, value in parts.items():
             write_json(aside / f"{name}.json", value)
-        (aside / "dense.onnx").write_bytes(to_onnx(network).SerializeToString(deterministic=True))
+        (aside / "dense.onnx").write_bytes(graph)
         write_manifest(aside, {"made up": hashlib.sha256(str(seed).encode()).hexdigest()})
     return Path(folder)
