@@ -1,19 +1,27 @@
 """What features at serving cost, and whether they are the pipeline's.
 
-One day of flights is replayed: two rounds of the materialiser over the cleaned tables, then every flight is asked about alone,
-as a client would, after the round in which its question was due. Its features are held against those in artifacts/features,
-its probability against the one in artifacts/evaluate, bit for bit. Timed are a round for a day of coming flights (all features,
+One day of flights is replayed against `prodml serve` in a process of its own: two rounds of the materialiser over the cleaned tables,
+then every flight is asked about over HTTP, alone, as a client would, after the round in which its question was due, and once more
+from sixteen connections at once. Its features are held against those in artifacts/features, the probability in the answer against
+the one in artifacts/evaluate, bit for bit. Timed are a round for a day of coming flights (all features,
 from the Parquet files to the online table) and a look-up by a server: fresh, of another aircraft, unknown, many at once.
 Needs the pipeline's artifacts and its bundle. Written to bench/results/online.json.
 """
 
 import argparse
+import contextlib
 import datetime
+import http.client
+import json
 import resource
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -53,7 +61,59 @@ def requests_of(flights: pa.Table, names: list[str]) -> list[dict[str, list]]:
     return [{name: [f"{value:%Y-%m-%dT%H:%M:%SZ}" if isinstance(value, datetime.datetime) else value] for name, value in row.items()} for row in rows]
 
 
-def replay(source: FeatureSource, bundle, documents, url: str, day: datetime.datetime, data: dict) -> dict:
+@contextlib.contextmanager
+def serving(bundle: Path, url: str, folder: Path) -> Iterator[int]:
+    """`prodml serve` with an online table, as a process; the port on which it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = folder / "server.toml"
+    settings.write_text(f'[online]\nurl = "{url}"\ncheck_s = 0.01\nretry_s = 0.01\n')
+    command = [sys.executable, "-m", "prodml.cli", "serve", str(bundle), "--settings", str(settings), "--port", str(port), "--unsigned", "--rejected"]
+    with subprocess.Popen(command) as process:
+        try:
+            wait_for(port, process)
+            yield port
+        finally:
+            process.terminate()
+
+
+def wait_for(port: int, process: subprocess.Popen) -> None:
+    """Return when the server is ready."""
+    while process.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/health/ready")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            time.sleep(0.05)
+        finally:
+            connection.close()
+    raise RuntimeError(f"the server ended with {process.returncode}")
+
+
+def answers_of(port: int, requests: list[dict[str, list]]) -> list[dict]:
+    """The answers to the requests, one after the other over one connection."""
+    connection, told = http.client.HTTPConnection("127.0.0.1", port, timeout=30), []
+    for request in requests:
+        connection.request("POST", "/v1/predict", json.dumps({name: values[0] for name, values in request.items()}), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        content = answer.read()
+        assert answer.status == 200, content
+        told.append(json.loads(content))
+    connection.close()
+    return told
+
+
+def together(port: int, requests: list[dict[str, list]], connections: int = 16) -> list[dict]:
+    """The same answers from many connections at once, in the order of the requests."""
+    with ThreadPoolExecutor(connections) as pool:
+        parts = list(pool.map(lambda start: answers_of(port, requests[start::connections]), range(connections)))
+    return [parts[place % connections][place // connections] for place in range(len(requests))]
+
+
+def replay(source: FeatureSource, bundle, port: int, documents, url: str, day: datetime.datetime, data: dict) -> dict:
     """How many flights of the day were asked about, and how many had the features and probabilities of the pipeline to the last bit."""
     flights = pq.read_table(artifact("clean", "flights.parquet"), filters=[("time_hour", ">=", day), ("time_hour", "<", day + datetime.timedelta(days=2))])
     hour = flights["time_hour"].cast(pa.timestamp("us")).cast(pa.int64()).to_numpy() // MINUTE_US
@@ -62,10 +122,12 @@ def replay(source: FeatureSource, bundle, documents, url: str, day: datetime.dat
     for now in (day + datetime.timedelta(hours=16), day + datetime.timedelta(hours=26)):
         refresh(documents, url, None, now, data, project_root(), Horizon(ahead_hours=0, behind_hours=10))
         asked = flights.filter((due > minute(before)) & (due <= minute(now)))
-        for key, request in zip(asked["source_row"].to_pylist(), requests_of(asked, list(bundle.contract["row"]["types"]))):
+        requests = requests_of(asked, list(bundle.contract["row"]["types"]))
+        time.sleep(0.1) # until the server has seen the round
+        for key, request, alone, crowded in zip(asked["source_row"].to_pylist(), requests, answers_of(port, requests), together(port, requests)):
             numbers, codes, degraded = source(request, minute(now) * MINUTE_US)
-            assert degraded == [[]], (request, degraded)
-            answers[key] = numbers, codes, float(bundle.predict_encoded(numbers, codes)[0])
+            assert degraded == [[]] and alone["degraded"] == [] and crowded["degraded"] == [], (request, degraded, alone, crowded)
+            answers[key] = numbers, codes, alone["probability"], crowded["probability"]
         before = now
     parts = [pq.read_table(artifact("features", f"{part}.parquet"), filters=[("key", "in", list(answers))]) for part in ("train", "validation", "test")]
     offline = pa.concat_tables(parts)
@@ -74,8 +136,11 @@ def replay(source: FeatureSource, bundle, documents, url: str, day: datetime.dat
     evaluated = dict(zip(evaluated["key"], evaluated[bundle.graph]))
     keys = offline["key"].to_pylist()
     same = [answers[key][0].tobytes() == numbers[place].tobytes() and answers[key][1].tobytes() == codes[place].tobytes() for place, key in enumerate(keys)]
-    gaps = [abs(answers[key][2] - evaluated[key]) for key in keys if key in evaluated]
-    return {"asked": len(answers), "with_a_label": len(keys), "same_features": sum(same), "evaluated": len(gaps), "same_probability": sum(gap == 0 for gap in gaps), "largest_difference": max(gaps, default=0.0)}
+    alone, crowded = ([abs(answers[key][place] - evaluated[key]) for key in keys if key in evaluated] for place in (2, 3))
+    return {
+        "asked": len(answers), "with_a_label": len(keys), "same_features": sum(same), "evaluated": len(alone), "same_probability": sum(gap == 0 for gap in alone), "largest_difference": max(alone, default=0.0),
+        "same_probability_from_16_connections": sum(gap == 0 for gap in crowded), "largest_difference_from_16_connections": max(crowded, default=0.0),
+    }
 
 
 def main() -> None:
@@ -96,7 +161,8 @@ def main() -> None:
             now = resource.getrusage(resource.RUSAGE_SELF)
             rounds.append({"seconds": report["seconds"], "cpu_seconds": round(now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime, 3), "rows": report["rows"]})
         kilobytes = round(sum(file.stat().st_size for file in Path(folder).iterdir()) / 1024)
-        replayed = replay(source, bundle, documents, url, given.day, data)
+        with serving(root / "bundle", url, Path(folder)) as port:
+            replayed = replay(source, bundle, port, documents, url, given.day, data)
         flights = pq.read_table(artifact("clean", "flights.parquet"), filters=[("time_hour", ">=", given.day + datetime.timedelta(hours=18)), ("time_hour", "<", given.day + datetime.timedelta(hours=22))])
         rows = requests_of(flights, list(bundle.contract["row"]["types"]))
         one, at = rows[0], minute(given.day + datetime.timedelta(hours=23)) * MINUTE_US

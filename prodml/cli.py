@@ -361,6 +361,11 @@ def main(
     except InputError as error:
         print(f"\n{error}\n", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error: # a serving install has no more than serving needs
+        if (error.name or "prodml").partition(".")[0] == "prodml":
+            raise
+        print(f"\nthe command needs the package {error.name}, which is not installed. pip install 'prodml[pipeline]'\n", file=sys.stderr)
+        return 1
 
 # %% ../nbs/cli.ipynb #25291da0
 #| eval: false

@@ -151,6 +151,8 @@ def test_another_input_or_option_does_not_mix_with_old_parts(served, tmp_path):
     interrupted(served, path, target)
     with pytest.raises(InputError, match="another options"):
         score(path, target, served, Scoring(("key",), 300, max_rejected=1.0))
+    with pytest.raises(InputError, match="another options"):
+        score(path, target, served, Scoring(part_rows=300, max_rejected=1.0), now_us=7)
     write(rows(1_999, bad=1), path)
     with pytest.raises(InputError, match="another input"):
         score(path, target, served, Scoring(part_rows=300, max_rejected=1.0))
@@ -183,13 +185,13 @@ def test_a_step_makes_the_columns_and_says_what_fell_back(served, tmp_path):
     def step(columns, now):
         asked.append(now)
         numbers, codes = served.encode(columns)
-        return numbers, codes, [["wind"] if value.as_py() is None else [] for value in columns["wind"]]
+        return numbers, codes, [["wind", "past weeks"] if value.as_py() is None else [] for value in columns["wind"]]
 
     stepped = Served(served.bundle, "1", served.folder, step)
     path, target = write(rows(100), tmp_path / "in.parquet"), tmp_path / "out.csv"
     score(path, target, stepped, Scoring(part_rows=30), now_us=7)
     found = pa_csv.read_csv(target)
-    assert {*asked} == {7} and [text == "wind" for text in found["degraded"].to_pylist()] == [value is None for value in pq.read_table(path)["wind"].to_pylist()]
+    assert {*asked} == {7} and [text == "wind;past weeks" for text in found["degraded"].to_pylist()] == [value is None for value in pq.read_table(path)["wind"].to_pylist()]
 
 
 def test_a_rejected_row_is_json_whatever_it_held(served, tmp_path):

@@ -419,7 +419,7 @@ def _as_csv(rows: Iterable[RowPrediction]) -> bytes:
     text = io.StringIO(newline="")
     lines = csv.writer(text)
     lines.writerow(RowPrediction.__struct_fields__)
-    lines.writerows((row.row, row.id, row.probability, str(row.decision).lower(), None if row.set is None else " ".join(map(str, row.set)), " ".join(row.degraded)) for row in rows)
+    lines.writerows((row.row, row.id, row.probability, str(row.decision).lower(), None if row.set is None else " ".join(map(str, row.set)), ";".join(row.degraded)) for row in rows)
     return text.getvalue().encode()
 
 

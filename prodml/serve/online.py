@@ -61,7 +61,7 @@ class FeatureSource:
         encoding: Mapping[str, Any], # its encoding.json
         settings: OnlineSettings = OnlineSettings(), # where to look up
     ):
-        self.encoder = RowEncoder(encoding)
+        self.encoder, self.settings = RowEncoder(encoding), settings
         self.steps = Steps(document) if document else None
         self.table: OnlineTable | None = None
         self.form: RowFormat | None = None

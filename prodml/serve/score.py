@@ -500,10 +500,10 @@ class Parts:
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    "As CSV can hold it: what fell back is one text."
+    "As CSV can hold it: what fell back is one text, with semicolons between, since a name may be of two words."
     if "degraded" not in table.column_names:
         return table
-    return table.set_column(table.column_names.index("degraded"), "degraded", pc.binary_join(table["degraded"], " "))
+    return table.set_column(table.column_names.index("degraded"), "degraded", pc.binary_join(table["degraded"], ";"))
 
 # %% ../../nbs/4_serve/16_score.ipynb #3c859ff1
 @dataclass(frozen=True)
@@ -534,13 +534,19 @@ def score(
         raise InputError("the result is there already", "Give --overwrite to replace it, or another name.", file=target)
     opened = Source(source, list(dict.fromkeys([*served.columns, *scoring.keep])), scoring.part_rows)
     before = opened.identity()
-    job = {"input": before, "bundle": served.digest, "options": {"keep": list(scoring.keep), "part_rows": scoring.part_rows, "format": 1}}
+    job = {"input": before, "bundle": served.digest, "options": {"keep": list(scoring.keep), "part_rows": scoring.part_rows, "now_us": now_us, "format": 2}, "online table": _looked_up(served)}
     with alone(folder_of(target)):
         parts = Parts(target, job, time.time_ns() // 1000 if now_us is None else now_us, scoring.restart)
         records, found = _all_parts(opened, served, parts, scoring)
         if opened.identity() != before:
             raise InputError("the file was changed while it was read", "Score it again with --restart when it is at rest.", file=source)
         return _committed(target, parts, records, found, scoring)
+
+
+def _looked_up(served: Served) -> dict[str, Any] | None:
+    "Where the step looks features up and how old they may be; None where it does not."
+    settings = getattr(served.step, "settings", None)
+    return settings and {name: getattr(settings, name) for name in ("url", "budget_minutes", "group_budget_minutes")}
 
 
 def _all_parts(source: Source, served: Served, parts: Parts, scoring: Scoring) -> tuple[list[dict[str, Any]], int]:
