@@ -37,6 +37,7 @@ from .inference_protocol import InferenceProtocol, add_inference_protocol
 from .limits import Limits, check_tables, read_settings, settings_of
 from .models import Models, Opening, version_of
 from .page import add_page
+from .problems import Problem
 
 # %% ../../nbs/4_serve/05_server.ipynb #740a732d
 logger = logging.getLogger("prodml.serve")
@@ -189,9 +190,20 @@ def _wired(bundles: list[Path], settings: Settings, metrics_folder: str | Path |
     service = Service(app, models, bundles, closers, rollout=hooks.rollout)
     service.grpc = _grpc(add_inference_protocol(app), settings)
     add_page(app)
-    if own.registry or own.workers > 1:
+    if own.registry:
+        _leave_to_rollout(app)
+    if own.workers > 1:
         app.close_role("operate")
     return service
+
+
+def _leave_to_rollout(app: App) -> None:
+    "Versions are loaded, unloaded and made live by the rollout alone."
+    async def refused(request: Any) -> Any:
+        raise Problem(409, detail="A rollout says what is loaded here. Use `prodml rollout`.")
+
+    for route in [route for route in app.routes if route.role == "operate" and route.path.startswith("/v1/")]:
+        app.add(replace(route, handler=refused))
 
 
 def _grpc(protocol: InferenceProtocol, settings: Settings) -> Any:
