@@ -400,6 +400,7 @@ def test_a_challenger_that_says_the_opposite_is_rolled_back_unseen_or_by_its_lab
             assert met == ({"v1.0.0"} if plan.steps[0].shadow else {"v1.0.0", "v1.0.2"})
             until(lambda: not service.rollout.under_way)
         assert ask(address, "/v1/predict", ROW)[2]["version"] == "v1.0.0" and ask(address, "/v1/model")[2]["live"] == "v1.0.0"
+        assert {ask(address, f"/v1/models/v1.0.0/{act}", b"")[0] for act in ("load", "unload", "use")} == {409}, "only the rollout loads and unloads"
     shadows = [entered.content for entered in read_chain(tmp_path / "log" / "worker-00") if entered.frame.kind == "prediction" and entered.content.route == "shadow"]
     assert shadows and {one.version for one in shadows} == {"v1.0.2"}
     registry.store.close()
