@@ -405,7 +405,7 @@ def process(*arguments: str):
     reader = threading.Thread(target=lambda: lines.extend(started.stderr))
     reader.start()
     try:
-        until(lambda: any("startup complete" in line for line in lines) or started.poll() is not None)
+        until(lambda: any("answers on" in line for line in lines) or started.poll() is not None)
         yield started, lines
     finally:
         started.kill()

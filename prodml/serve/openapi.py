@@ -52,12 +52,13 @@ def column_schema(
 def row_schemas(
     columns: Sequence[str], # that a request carries
     contract: Mapping[str, Any], # {types, rules} of them
+    example: Mapping[str, Any] | None = None, # a typical row
 ) -> dict[str, dict[str, Any]]:
     "The schemas Row and Columns."
     values = {name: column_schema(name, contract) for name in columns}
     lists = {name: {"type": "array", "items": schema} for name, schema in values.items()}
     return {
-        "Row": {"type": "object", "description": "One row; other keys are ignored.", "properties": values, "required": list(columns)},
+        "Row": {"type": "object", "description": "One row; other keys are ignored.", "properties": values, "required": list(columns)} | ({"examples": [dict(example)]} if example else {}),
         "Columns": {"type": "object", "description": "Some rows, column by column, all of one length.", "properties": lists, "required": list(columns), "additionalProperties": {"type": "array"}},
     }
 

@@ -490,6 +490,7 @@ def serve_alone(
     settings: Settings, # of the whole server
     metrics_folder: str | Path | None = None, # shared by workers
     ready: int | None = -1, # a descriptor that is told when requests are taken; -1 tells the log alone, None tells nobody
+    parent: int | None = None, # the process to end with
 ) -> int:
     "Answer until a signal says to stop; 0."
     check_safe(settings)
@@ -506,8 +507,8 @@ def serve_alone(
             os.write(ready, b"1")
             os.close(ready)
 
-    if settings.server.workers > 1:
-        service.app.on_start.append(_leave_with_parent)
+    if parent is not None:
+        service.app.on_start.append(lambda: _leave_with(parent))
     try:
         make_server(service, settings, on_listening).run([bound])
     finally:
@@ -516,9 +517,9 @@ def serve_alone(
     return 0
 
 
-async def _leave_with_parent() -> None:
+async def _leave_with(parent: int) -> None:
     "A worker whose parent was killed would go on answering, with nobody to stop or renew it; it stops as by SIGTERM."
-    loop, parent = asyncio.get_running_loop(), os.getppid()
+    loop = asyncio.get_running_loop()
 
     def look() -> None:
         if os.getppid() != parent:
@@ -639,6 +640,7 @@ def serve_arguments(
     kept = parser.add_argument_group("what it keeps")
     kept.add_argument("--log", metavar="FOLDER", help="every answer, for `prodml audit` and for labels that come later")
     parser.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS) # started by another process: where its metrics go
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS) # the number of that process
     parser.add_argument("--ready", type=int, metavar="DESCRIPTOR", help=argparse.SUPPRESS) # what it tells that it answers
 
 
@@ -676,7 +678,7 @@ def run_serve(
     start_logs(settings.observe)
     with _flags_named():
         if given.worker:
-            return serve_alone(given.bundles, settings, given.worker, given.ready)
+            return serve_alone(given.bundles, settings, given.worker, given.ready, given.parent)
         if settings.server.workers == 1:
             return serve_alone(given.bundles, settings, settings.observe.folder)
     return _serve_shared(given, settings)
@@ -690,7 +692,7 @@ def _serve_shared(given: argparse.Namespace, settings: Settings) -> int:
     for port in ports: # workers would share it with whoever has it, without a word
         port_for(replace(settings.server, port=port), shared=False).close()
     with tempfile.TemporaryDirectory(prefix="prodml-metrics-") as folder:
-        command = [sys.executable, "-m", "prodml.serve.server", *_words(given), "--worker", settings.observe.folder or folder]
+        command = [sys.executable, "-m", "prodml.serve.server", *_words(given), "--worker", settings.observe.folder or folder, "--parent", str(os.getpid())]
         return serve_in_workers(command, settings.server.workers, settings.server.drain_seconds + settings.server.notice_seconds + 5)
 
 
