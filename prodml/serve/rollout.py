@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.errors import InputError
-from .registry import Registry, check_registry, split_reference
+from .registry import Registry, check_registry, split_reference, write_tags
 from ..stats.sequential import BettingTest, OddsTest, ShiftTest, dealt, no_worse, split_of_events
 
 # %% ../../nbs/4_serve/10_rollout.ipynb #6efadfda
@@ -909,14 +909,14 @@ class Rollout:
         return [dict(zip(("seq", "at_us", "step", "action", "reason"), row)) | {"report": json.loads(row[5])} for row in reversed(rows)]
 
 # %% ../../nbs/4_serve/10_rollout.ipynb #f335cc6a
-ACTIONS = ("register", "start", "status", "pause", "resume", "promote", "rollback", "history")
+ACTIONS = ("register", "start", "status", "pause", "resume", "promote", "rollback", "history", "tags")
 
 
 def rollout_arguments(
     parser: argparse.ArgumentParser, # of `prodml rollout`
 ) -> None:
     "Add what the command takes."
-    parser.add_argument("action", choices=ACTIONS)
+    parser.add_argument("action", choices=ACTIONS, help="history: what was done, by whom and why; tags: the same as tags of GTO, in the git repository here; the others do what they say")
     parser.add_argument("what", help="register: the folder of a release; start, promote, rollback: NAME@VERSION; the others: NAME. rollback NAME takes back what is newest")
     parser.add_argument("--registry", type=Path, default=Path("registry"), help="the registry's folder (default: registry)")
     parser.add_argument("--url", default=os.environ.get("PRODML_REGISTRY_URL"), help="postgresql://..., where the state is shared (default: PRODML_REGISTRY_URL)")
@@ -972,6 +972,9 @@ def run_rollout(
             for event in registry.events(name):
                 print(f"{event.seq:5}  {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(event.at_us / 1e6))}  {event.action:14} {event.version:8} {event.who}: {event.why}")
             print(f"{registry.verify()} events, as they were written; the last is {registry.head()[1]}")
+            return 0
+        if given.action == "tags":
+            print("\n".join(write_tags(registry, name, Path.cwd())) or "no tag is lacking")
             return 0
         rollout = Rollout(registry, name, read_settings(given.settings))
         _act(rollout, given, version)
