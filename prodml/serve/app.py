@@ -113,9 +113,9 @@ STRUCTS = (Prediction, Predictions, Explanations, Label, Accepted, Load)
 def new_ids(
     count: int, # how many
 ) -> list[str]:
-    "Ids of answers, 24 hexadecimal digits each, which nobody can guess."
-    text = os.urandom(12 * count).hex()
-    return [text[place : place + 24] for place in range(0, 24 * count, 24)]
+    "Ids of answers, 24 hexadecimal digits each: the seconds since 1970, by which the log finds them, and 64 bits which nobody can guess."
+    began, text = f"{int(time.time()):08x}", os.urandom(8 * count).hex()
+    return [began + text[place : place + 16] for place in range(0, 16 * count, 16)]
 
 # %% ../../nbs/4_serve/05_app.ipynb #0950f242
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class _Predicting(_Base):
     def _told(self, request: Request, served: Served, row: Any, now: int, packed: tuple[bytes, bytes, list[str]], prepared: float, probability: float) -> bytes:
         "What the caller is told, after it was counted and written down."
         numbers, codes, degraded = packed
-        told = Prediction(os.urandom(12).hex(), served.name, served.version, probability, probability >= served.threshold, served.labels(probability), degraded)
+        told = Prediction(f"{now // 1_000_000:08x}{os.urandom(8).hex()}", served.name, served.version, probability, probability >= served.threshold, served.labels(probability), degraded)
         if self.metrics is not None:
             self._measured(request, served, told, prepared)
         if self.log is not None:

@@ -12,6 +12,7 @@ __all__ = ['INPUTS', 'WHEN_FULL', 'MOST_KEPT_BYTES', 'LONGEST_TORN_BYTES', 'SLIC
 # %% ../../nbs/4_serve/12_log.ipynb #d3c72de6
 import errno
 import fcntl
+import itertools
 import os
 import sqlite3
 import threading
@@ -20,6 +21,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -373,16 +375,16 @@ def _write_all(handle: int, data: bytes) -> None:
 # %% ../../nbs/4_serve/12_log.ipynb #468cde99
 INDEX = "index.sqlite"
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS places (key INTEGER, segment INTEGER, start INTEGER, PRIMARY KEY (segment, key, start)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS reached (one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER, byte INTEGER);
+CREATE TABLE IF NOT EXISTS places (key INTEGER, segment INTEGER, start INTEGER, PRIMARY KEY (key, segment, start)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS reached (one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER, byte INTEGER, first INTEGER);
 """
 _INSERT = "INSERT OR IGNORE INTO places SELECT json_extract(value, '$[0]') AS key, ?, json_extract(value, '$[1]') FROM json_each(?) ORDER BY key"
-_FIND = "SELECT segment, start FROM places WHERE segment IN (SELECT value FROM json_each(?)) AND key = ?"
+_FIND = "SELECT segment, start FROM places WHERE key = ?"
 
 
 def _short(key: bytes) -> int:
-    "The first 64 bits of a key, as SQLite holds them; the frame itself has the others."
-    return int.from_bytes(key[:8], "little", signed=True)
+    "The first 64 bits of a key, as SQLite holds and orders them; the frame itself has the others."
+    return int.from_bytes(key[:8], "big", signed=True)
 
 
 def read_frames(
@@ -433,7 +435,7 @@ class Index:
         with self._database:
             rows = [(_short(place.key), place.start) for place in places if place.key != NO_KEY]
             self._database.execute(_INSERT, (segment, msgspec.json.encode(rows).decode()))
-            self._database.execute("INSERT OR REPLACE INTO reached VALUES (1, ?, ?)", (segment, byte))
+            self._database.execute("INSERT INTO reached VALUES (1, ?, ?, ?) ON CONFLICT (one) DO UPDATE SET segment = excluded.segment, byte = excluded.byte", (segment, byte, segment))
 
     def catch_up(self) -> None:
         "Add what the segments hold and the index does not, and forget segments that are gone."
@@ -441,9 +443,12 @@ class Index:
         paths = {int(path.stem): path for path in segment_paths(self._chain)}
         if segment in paths and paths[segment].stat().st_size < byte:
             self._database.execute("DELETE FROM places")
+            self._database.execute("DELETE FROM reached")
             segment = byte = 0
-        if paths:
+        first = (self._database.execute("SELECT first FROM reached").fetchone() or (None,))[0]
+        if paths and first is not None and first < min(paths): # a walk over the whole table, which is sorted otherwise
             self._database.execute("DELETE FROM places WHERE segment < ?", (min(paths),))
+            self._database.execute("UPDATE reached SET first = ?", (min(paths),))
         for number, path in paths.items():
             if number >= segment:
                 start, last = byte if number == segment else 0, None
@@ -467,8 +472,8 @@ def _indexed(chain: Path, keys: Iterable[bytes]) -> tuple[set[tuple[int, int]], 
         database = sqlite3.connect(f"file:{chain / INDEX}?mode=ro", uri=True, timeout=5)
         try:
             # First how far it goes: what is added between the two questions is then found twice rather than never.
-            reached, segments = _reached(database), msgspec.json.encode([int(path.stem) for path in segment_paths(chain)]).decode()
-            return {row for key in keys for row in database.execute(_FIND, (segments, _short(key)))}, *reached
+            reached = _reached(database)
+            return {row for key in keys for row in database.execute(_FIND, (_short(key),))}, *reached
         finally:
             database.close()
     except sqlite3.Error:
@@ -496,13 +501,18 @@ def find_frames(
     keys = {id_key(one) for one in ids}
     rows, segment, byte = _indexed(chain, keys)
     found = {place: frame for place in rows if (frame := _frame_at(chain / f"{place[0]:08}.seg", place[1])) and frame.key in keys}
-    for path in segment_paths(chain):
+    for path in segment_paths(chain, segment):
         number = int(path.stem)
-        if number >= segment:
-            found |= {(number, frame.start): frame for frame in read_frames(path, byte if number == segment else 0) if frame.key in keys}
+        found |= {(number, frame.start): frame for frame in read_frames(path, byte if number == segment else 0) if frame.key in keys}
     return [(chain / f"{number:08}.seg", found[number, start]) for number, start in sorted(found)]
 
 # %% ../../nbs/4_serve/12_log.ipynb #05d23a25
+def _by_segment(database: sqlite3.Connection) -> Iterator[tuple[int, set[tuple[int, int]]]]:
+    "Each segment that the index names, and what it names there."
+    for segment, rows in itertools.groupby(database.execute("SELECT segment, key, start FROM places ORDER BY segment"), itemgetter(0)):
+        yield segment, {row[1:] for row in rows}
+
+
 def index_is_whole(
     chain: Path, # its folder
 ) -> bool:
@@ -513,11 +523,15 @@ def index_is_whole(
         return True
     try:
         segment, byte = _reached(database)
+        named = _by_segment(database)
+        own, rows = next(named, (0, set()))
         for path in segment_paths(chain):
             number = int(path.stem)
+            while 0 < own < number:
+                own, rows = next(named, (0, set()))
             end = byte if number == segment else 0 if number > segment else path.stat().st_size
             there = {(_short(frame.key), frame.start) for frame in read_frames(path) if frame.start < end and frame.key != NO_KEY}
-            if there != set(database.execute("SELECT key, start FROM places WHERE segment = ? AND start < ?", (number, end))):
+            if there != {row for row in rows if row[1] < end and own == number}:
                 return False
         return True
     except sqlite3.OperationalError:  # there is none

@@ -14,6 +14,7 @@ import base64
 import hashlib
 import hmac
 import os
+import re
 import stat
 import struct
 from collections.abc import Iterator
@@ -74,11 +75,15 @@ class Frame(NamedTuple):
 OVERHEAD = _HEAD.size + 32
 
 
+_TIMED = re.compile("[0-9a-f]{24}") # an id of ours
+
+
 def id_key(
     prediction_id: str, # as the answer gave it
 ) -> bytes:
-    "What a prediction is found by, 16 bytes."
-    return _sha256(prediction_id.encode("utf-8", "surrogatepass")).digest()[:16]
+    "What a prediction is found by, 16 bytes: the seconds that its id begins with, so that an index of keys grows at its end, and of its hash the rest."
+    digest = _sha256(prediction_id.encode("utf-8", "surrogatepass")).digest()
+    return (bytes.fromhex(prediction_id[:8]) if _TIMED.fullmatch(prediction_id) else digest[:4]) + digest[4:16]
 
 
 def link(
@@ -370,18 +375,30 @@ def wrapping_of(
     return f"prodml log {FORMAT} {chain} {segment}".encode()
 
 
+_SEGMENT = re.compile(r"[0-9]{8}\.seg")
+
+
 def segment_paths(
     chain: str | Path, # the folder of a chain
+    since: int = 0, # the number of the first one that is asked for
 ) -> list[Path]:
-    "Its segments, in their order."
-    return sorted(Path(chain).glob("[0-9]" * 8 + ".seg"))
+    "Its segments, in their order. Names are sorted, not paths: a label asks for the last of some hundred."
+    beginning = f"{since:08}"
+    return [Path(chain, name) for name in sorted(_segment_names(chain)) if name >= beginning]
+
+
+def _segment_names(folder: str | Path) -> list[str]:
+    try:
+        return [name for name in os.listdir(folder) if _SEGMENT.fullmatch(name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def chain_folders(
     folder: str | Path, # a log
 ) -> list[Path]:
     "The folders of its chains, by name; InputError when this is no log."
-    found = sorted(path for path in Path(folder).glob("*") if path.is_dir() and segment_paths(path))
+    found = sorted(path for path in Path(folder).glob("*") if path.is_dir() and _segment_names(path))
     if not found:
         raise InputError("there is no prediction log here", "Name the folder that [log] of the server's settings names.", file=folder)
     return found
