@@ -437,6 +437,7 @@ def record_of(load: Load, changes: Changes, most: float, stopped: int, seconds: 
 def draw(record: dict[str, Any], path: Path) -> None:
     """Who answered, how fast, and how much memory it took, over time."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     who, fast, memory = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 2))
@@ -451,6 +452,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
         fast.plot(seconds, values, color=colour, linewidth=1)
         fast.annotate(name[:3], (len(seconds) - 1, float(np.nanmedian(values[-30:]))), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9, color=colour)
     fast.set(ylabel="latency, ms", yscale="log")
+    fast.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    fast.yaxis.set_minor_formatter(NullFormatter())
     at, megabytes = zip(*record["memory_mb"])
     base = float(np.median([mb for second, mb in record["memory_mb"] if 0.2 * record["seconds"] <= second < 0.4 * record["seconds"]]))
     memory.axhspan(base, base * (1 + MOST_GROWTH), color="tab:green", alpha=0.15, linewidth=0)
