@@ -56,6 +56,11 @@ class QuantizeSettings:
         if self.method not in METHODS:
             raise InputError(f"quantize.method is {self.method!r}", f"Choose one of: {', '.join(METHODS)}.")
 
+    @property
+    def largest_weight(self) -> int:
+        "The integer that the largest weight of a unit becomes."
+        return 2 ** (self.weight_bits - 1) - 1 if self.mode == "weights" else 64 # reduce_range, for every processor
+
 
 class CalibrationRows(CalibrationDataReader):
     "Batches of equal size, drawn from the training rows without replacement."
@@ -336,7 +341,10 @@ def _integer_products(model: onnx.ModelProto, products: list[onnx.NodeProto], ro
         if settings.mode == "dynamic":
             # The quantizer makes a MatMul and an Add of each Gemm, and gives the MatMul this name.
             nodes += [f"{name}_MatMul" for name in nodes]
-            quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8, nodes_to_quantize=nodes, op_types_to_quantize=["Gemm", "MatMul"], extra_options={"MatMulConstBOnly": True})
+            quantize_dynamic(
+                source, target, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8, nodes_to_quantize=nodes,
+                op_types_to_quantize=["Gemm", "MatMul"], extra_options={"MatMulConstBOnly": True},
+            )
             return onnx.load(target)
         options = {"MatMulConstBOnly": True}
         if settings.method == "mse":
@@ -346,7 +354,7 @@ def _integer_products(model: onnx.ModelProto, products: list[onnx.NodeProto], ro
             options["TensorQuantOverrides"] = {place: [{"rmin": np.float32(low), "rmax": np.float32(high)}] for place, (low, high) in ends.items()}
         quantize_static(
             source, target, CalibrationRows(rows, settings.rows, seed),
-            quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             calibrate_method=METHODS[settings.method], nodes_to_quantize=nodes,
             op_types_to_quantize=["Gemm", "MatMul", "Relu"], extra_options=options,
         )

@@ -35,7 +35,7 @@ class _Round(torch.autograd.Function):
 
 def rounded_weights(
     weights: Tensor, # [units, inputs]
-    most: int, # the largest integer: 127 or 7
+    most: int, # the largest integer: 127, 64 or 7
 ) -> Tensor:
     "The nearest weights that the file can hold, [units, inputs]; the gradient passes through."
     peaks = weights.detach().abs().amax(dim=1)
@@ -48,11 +48,11 @@ class RoundedWeights(nn.Module):
 
     def __init__(
         self,
-        bits: int, # 8 or 4
+        most: int, # the largest integer: 127, 64 or 7
         parts: list[int], # columns that share their scales, in groups; their sum is the number of inputs
     ):
         super().__init__()
-        self.most, self.parts = 2 ** (bits - 1) - 1, parts
+        self.most, self.parts = most, parts
 
     def forward(self, weights: Tensor) -> Tensor:
         return torch.cat([rounded_weights(part, self.most) for part in weights.split(self.parts, dim=1)], dim=1)
@@ -100,7 +100,8 @@ def round_in_training(
         if settings.mode == "weights" and name != "table":
             # The product of the embeddings stands first in the graph, its columns last in the network.
             parts = [shapes[weight][1 - axis] for weight, axis in reversed(written[name].weights.items())]
-        parametrize.register_parametrization(module, "weight", RoundedWeights(settings.weight_bits, parts))
+        most = 127 if name == "table" and settings.mode != "weights" else settings.largest_weight
+        parametrize.register_parametrization(module, "weight", RoundedWeights(most, parts))
         if settings.mode != "weights" and name != "table":
             module.rounding = module.register_forward_pre_hook(_round_first)
 
