@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: help env data run test test-all smoke lab docs bench params lock
+.PHONY: help env data run test test-all smoke lab docs bench record params lock
 
 help: ## this list
 	@echo "prodml: raw, messy tables in; a pruned, quantized PyTorch model out"; echo
@@ -60,8 +60,11 @@ docs: env ## the documentation site in _docs/, from the notebooks as the pipelin
 	@python -m prodml.core.site
 	@echo "Open _docs/index.html"
 
-bench: data ## the measurements that the documentation quotes
-	@for script in bench/*.py; do echo "== $$script"; python $$script; done
+bench: data ## the measurements that the documentation quotes, into build/bench (WRITE=1: into bench/results, to be committed)
+	@for script in bench/*.py; do echo "== $$script"; python $$script $(if $(WRITE),--write); done
+
+record: data ## the times that this machine measured, into metrics/, to be committed
+	@prodml results --record
 
 params: env ## params.yaml from conf/
 	@prodml params

@@ -4,7 +4,7 @@ A thousand harmless challengers run against the champion that they are, with a l
 none is promoted, which would end the watch. Beside it, what naive peeking (a z-test at 5% in each look) would have done,
 and the whole plan with its growing weights. Then planted faults: how many are found within how many requests a side.
 At last two real workers on the project's own bundle: seconds from a rollback's commit until each routes to the champion
-alone, and what routing, recording and a second's background work cost. Written to bench/results/canary.json and .png.
+alone, and what routing, recording and a second's background work cost. Written to build/bench/canary.json and .png.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import numpy as np
 from prodml.bundle.bundle import MANIFEST, SIGNATURE, write_manifest
 from prodml.bundle.sign import new_key, private_key, signature_of
 from prodml.core.files import project_root, read_json, write_json
+from prodml.core.records import results_path
 from prodml.core.progress import progress
 from prodml.serve.registry import Registry
 from prodml.serve.rollout import Behaviour, Guard, Rollout, RolloutSettings, Step, observed, simulate
@@ -34,7 +35,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = project_root()
-RECORD = ROOT / "bench" / "results" / "canary.json"
 SETTINGS = RolloutSettings(shift_tolerated=0.1)
 CONFUSED = 0.45  # of the probabilities belong to other rows, so that the Brier loss rises by three points; what it rises by is measured
 PLANTED = {
@@ -269,14 +269,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=1000, help="simulated canaries of each kind (default: 1000)")
     parser.add_argument("--follow", nargs=2, metavar=("FOLDER", "MODEL"), help=argparse.SUPPRESS)
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
     given = parser.parse_args()
     if given.follow:
         return follow(*given.follow)
+    path = results_path("canary.json", given.write, ROOT)
     found = {"rollback": rollback_seconds(30), "costs": costs(), "harmless": harmless(given.runs), "planted": planted(given.runs)}
     found |= {"three_points_of_accuracy": wrong_decisions(max(given.runs // 4, 1)), "whole_plan": whole_plan(max(given.runs // 4, 1)), "delay": delay_curve(max(2 * given.runs // 5, 1))}
     judged = targets(found)
-    write_json(RECORD, found | {"targets": [{"target": text, "met": met} for text, met in judged]})
-    drawn(RECORD.with_suffix(".png"), found["delay"])
+    write_json(path, found | {"targets": [{"target": text, "met": met} for text, met in judged]})
+    drawn(path.with_suffix(".png"), found["delay"])
     for text, met in judged:
         print(f"{'met    ' if met else 'NOT MET'}  {text}")
 

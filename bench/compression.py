@@ -9,7 +9,7 @@ flatters the fast one. So batches are timed by the clock and by processor time, 
 
 Every candidate gets the same real rows, already as arrays. Its size is that of the file that would be shipped for it.
 Quality is read on the test rows, with differences to the dense network and to LightGBM bootstrapped by day: it says
-what was lost, and nothing is chosen by it. Written to bench/results/compression.json and compression.png.
+what was lost, and nothing is chosen by it. Written to build/bench/compression.json and compression.png.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "bench" / "compression"
-RESULTS = ROOT / "bench" / "results"
 ENVIRONMENTS: dict[str, list[str]] = {
     "project": [],
     "torchao": ["torchao==0.18.0"],
@@ -666,6 +665,7 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, default=1000, help="bootstrap resamples of the test days")
     parser.add_argument("--redraw", action="store_true", help="measure nothing: draw and print the last record")
     parser.add_argument("--only", nargs="*", default=[], help="names of some candidates; nothing is written then")
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -673,11 +673,13 @@ def main() -> None:
         return work(given.calls)
 
     from prodml.core.files import read_json, write_json
+    from prodml.core.records import results_path
     from prodml.model.measure import device_facts
 
+    path = results_path("compression.json", given.write, ROOT)
     if given.redraw:
-        record = read_json(RESULTS / "compression.json")
-        draw(record["candidates"], RESULTS / "compression.png")
+        record = read_json(path)
+        draw(record["candidates"], path.with_suffix(".png"))
         return show(record)
 
     device = device_facts(threads=1)
@@ -690,8 +692,8 @@ def main() -> None:
         "clauses": clauses, "meets_all": [name for name, own in clauses.items() if all(clause["met"] for clause in own.values())],
     }
     if not given.only:
-        write_json(RESULTS / "compression.json", record)
-        draw(table, RESULTS / "compression.png")
+        write_json(path, record)
+        draw(table, path.with_suffix(".png"))
     show(record)
 
 

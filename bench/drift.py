@@ -5,7 +5,7 @@ input (pandas, here Arrow) already in memory and its imports done; the best of s
 of our statistics that it has: PSI, Jensen–Shannon, Kolmogorov–Smirnov, Wasserstein-1, chi-square; we compute all of
 them, with the bins of the peer's own definition, whose edges we find within our time. Where a peer computes the same
 thing, the answers must agree to 1e-6, or the run fails; of answers above 1 to that part of them. Written to
-bench/results/drift.json.
+build/bench/drift.json.
 """
 
 import argparse
@@ -242,6 +242,7 @@ def peer_main(peer: str, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the fastest counts")
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.peer:
@@ -250,7 +251,9 @@ def main() -> None:
     import pyarrow.parquet as pq
 
     from prodml.core.files import write_json
+    from prodml.core.records import results_path
 
+    path = results_path("drift.json", given.write, ROOT)
     prepare()
     tables = [pq.read_table(FOLDER / f"{half}.parquet") for half in HALVES]
     peers = {}
@@ -271,7 +274,7 @@ def main() -> None:
     least = {clock: min(peer["times_ours"][clock] for peer in peers.values()) for clock in ("wall_s", "cpu_s")}
     streamed = sketched(tables, given.repeats)
     record = {"rows": [len(table) for table in tables], "columns": len(tables[0].schema), "repeats": given.repeats, "peers": peers, "least_times_ours": least, "profile_tally_and_verdict": streamed}
-    write_json(ROOT / "bench" / "results" / "drift.json", record)
+    write_json(path, record)
     print(f"the least of these: {least['wall_s']:.1f} by the clock, {least['cpu_s']:.1f} by processor time; profile, tally and verdict of the pipeline: {streamed['wall_s']:.2f} s")
 
 

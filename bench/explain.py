@@ -18,7 +18,7 @@ lime are points beside. LIME answers another question, so its error does not go 
 Completeness: the largest error of integrated gradients over 200 rows, on the dense and on the pruned network.
 
 Beside these the ways to draw coalitions are compared at equal numbers of calls: why the serving path draws as it does.
-Written to bench/results/explain.json and explain.png. The least ratio of all points is held to the target.
+Written to build/bench/explain.json and explain.png. The least ratio of all points is held to the target.
 """
 
 import argparse
@@ -34,7 +34,6 @@ os.environ.update({name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREA
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
 WANTED = {"spearman": 0.99, "times_faster": 20.0, "completeness_error": 1e-3}
 OURS = (384, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 SHAP = (256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -261,13 +260,16 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=3000, help="random orders of the near-exact answer, each walked both ways")
     parser.add_argument("--agreement-rows", type=int, default=200)
     parser.add_argument("--shap-samples", type=int, default=32768, help="of shap, for the agreement")
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("shap").setLevel(logging.ERROR)
 
     from prodml.core.files import write_json
+    from prodml.core.records import results_path
     from prodml.model.device import set_determinism
 
+    path = results_path("explain.json", given.write, ROOT)
     set_determinism(0, 1)
     answer, encoding, baseline, _, numbers, codes = task(given.rows, seed=1)
     game = Game(answer, baseline, numbers, codes)
@@ -289,8 +291,8 @@ def main() -> None:
     alike = record["agreement"]["spearman"]
     reached = {"spearman": alike["many"]["median"], "times_faster": least, "completeness_error": max(record["completeness_error"].values())}
     record["reached"] = reached
-    write_json(RESULTS / "explain.json", record)
-    draw_figure(found, RESULTS / "explain.png")
+    write_json(path, record)
+    draw_figure(found, path.with_suffix(".png"))
     print("Spearman by row on", record["agreement"]["rows"], "rows:", {name: {key: round(value, 4) for key, value in own.items()} for name, own in alike.items()})
     for name, value in reached.items():
         met = value < WANTED[name] if name == "completeness_error" else value >= WANTED[name]

@@ -2,7 +2,7 @@
 
 The package is installed from this checkout, with its serving packages from the index, into an environment of its own. Noted are the
 packages, their size on the disk, and for five starts the seconds from the start of the process to the first 200 of /health/ready.
-Needs the bundle (or another one as argument). Written to bench/results/install.json.
+Needs the bundle (or another one as argument). Written to build/bench/install.json.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import venv
 from pathlib import Path
 
 from prodml.core.files import project_root, write_json
+from prodml.core.records import results_path
 
 HEAVY = {"torch", "pandas", "ibis-framework", "duckdb", "scipy", "scikit-learn", "ipython", "jupyter-core", "matplotlib"}
 
@@ -57,7 +58,9 @@ def main() -> None:
     root = project_root()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", nargs="?", type=Path, default=root / "bundle")
-    bundle = parser.parse_args().bundle.absolute()
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
+    given = parser.parse_args()
+    bundle, path = given.bundle.absolute(), results_path("install.json", given.write, root)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     with tempfile.TemporaryDirectory() as folder:
         programs, seconds = installed(Path(folder) / "env", root)
@@ -68,7 +71,7 @@ def main() -> None:
             "packages": packages, "heavy": sorted(HEAVY & set(packages)), "megabytes": round(megabytes), "install_seconds": round(seconds, 1),
             "ready_seconds": [seconds_to_ready(programs, bundle, environment) for _ in range(5)], "python": sys.version.split()[0],
         }
-    write_json(root / "bench" / "results" / "install.json", found)
+    write_json(path, found)
     for name, value in found.items():
         print(f"{name}: {value}")
 

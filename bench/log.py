@@ -1,6 +1,6 @@
 """What the prediction log costs: the caller of append, the writer, the disk, a label, an auditor, and whoever waits for Python's lock.
 
-Rows have 30 numbers and 10 texts, as a request for a flight has. Written to bench/results/log.json. Timings are of this
+Rows have 30 numbers and 10 texts, as a request for a flight has. Written to build/bench/log.json. Timings are of this
 machine and this disk; what carries over are the ratios between the policies, which run in turns.
 """
 
@@ -17,11 +17,10 @@ from pathlib import Path
 
 import prodml.serve.log as log_module
 from prodml.core.files import write_json
-from prodml.core.records import processor_name
+from prodml.core.records import processor_name, results_path
 from prodml.serve.log import LogSettings, PredictionLog, read_chain, segment_paths
 from prodml.serve.log_format import Record, add_key, read_keyring
 
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def records(count):
@@ -179,12 +178,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the logs are written: the disk to be measured")
     parser.add_argument("--kill", type=int, metavar="TIMES", help="nothing but this: kill a real server in the middle of load, and see what is lost; written to log_kill.json")
     parser.add_argument("--grow", type=int, metavar="RECORDS", help="nothing but this: how memory, labels and look-ups fare over so many records; written to log_growth.json")
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
     given = parser.parse_args()
+    name = "log_kill" if given.kill else "log_growth" if given.grow else "log"
+    path = results_path(f"{name}.json", given.write)
     if given.kill or given.grow:
         with tempfile.TemporaryDirectory(dir=given.folder) as temporary:
-            name, told = ("log_kill", kills(given.kill)) if given.kill else ("log_growth", growth(LogSettings(temporary), given.grow))
+            told = kills(given.kill) if given.kill else growth(LogSettings(temporary), given.grow)
         print(*(f"{key}: {value}" for key, value in told.items()), sep="\n")
-        write_json(RESULTS / f"{name}.json", told)
+        write_json(path, told)
         return
     found, some = {}, records(given.records)
     with tempfile.TemporaryDirectory(dir=given.folder) as temporary:
@@ -212,7 +214,7 @@ def main() -> None:
         print(f"a thread with 9,000 requests/s, {name}: late by p50 {one['p50_ms']:.2f} ms, p99 {one['p99_ms']:.2f} ms, at most {one['most_ms']:.1f} ms")
     machine = {"processor": processor_name(), "threads": os.cpu_count(), "system": platform.platform(), "python": sys.version.split()[0], "load_average": os.getloadavg()[0]}
     print(f"load average of the machine: {machine['load_average']:.1f} on {machine['threads']} threads; above that number the lateness is the machine's own")
-    write_json(RESULTS / "log.json", {"records": given.records, "rounds": given.rounds, "machine": machine, "policies": middle, "audit": audit, "feedback": feedback, "stalls": waits})
+    write_json(path, {"records": given.records, "rounds": given.rounds, "machine": machine, "policies": middle, "audit": audit, "feedback": feedback, "stalls": waits})
 
 
 if __name__ == "__main__":

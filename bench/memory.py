@@ -3,7 +3,7 @@
 Each copy is shifted by a year, so the table grows in time as a real one does, and no key comes twice. Both tables go
 through the pipeline's own stages, ingest to one training epoch, each stage in a process of its own; its peak resident
 memory is what the kernel reports for that process. The cuts of the split move with the table (eight months of every
-twelve are for training). Written to bench/results/memory.json; the tables lie in build/memory (about 30 MB a copy
+twelve are for training). Written to build/bench/memory.json; the tables lie in build/memory (about 30 MB a copy
 while it runs, twenty times that for its artifacts).
 """
 
@@ -23,6 +23,7 @@ import yaml
 
 from prodml.core.config import compose
 from prodml.core.files import project_root, write_json
+from prodml.core.records import results_path
 from prodml.core.progress import progress
 
 STAGES = ("ingest", "validate", "clean", "features", "train")
@@ -92,7 +93,9 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=50, help="how many times the table (default 50: 16.8 million rows)")
     parser.add_argument("--set", nargs="*", default=[], metavar="OVERRIDE", help="overrides of conf/ for both tables, such as model=mlp")
     parser.add_argument("--keep", action="store_true", help="leave the tables and artifacts in build/memory")
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
     given = parser.parse_args()
+    path = results_path("memory.json", given.write)
     record = {"copies": given.copies, "overrides": given.set, "stages": {}}
     folders = {copies: project(copies, given.set) for copies in (1, given.copies)}
     for stage in STAGES:
@@ -103,7 +106,7 @@ def main() -> None:
     work = {key: sum(stage[key]["cpu_seconds"] for stage in record["stages"].values()) for key in totals}
     peak = max(stage[str(given.copies)]["peak_rss_mb"] for stage in record["stages"].values())
     record |= {"seconds": totals, "ratio": round(totals[str(given.copies)] / totals["1"], 2), "cpu_ratio": round(work[str(given.copies)] / work["1"], 2), "peak_rss_mb": peak}
-    write_json(project_root() / "bench" / "results" / "memory.json", record)
+    write_json(path, record)
     print(f"in all {totals['1']:.0f} s and {totals[str(given.copies)]:.0f} s, {record['ratio']} times ({record['cpu_ratio']} times the CPU time, which a busy machine does not change); the most memory {peak} MB")
     if not given.keep:
         shutil.rmtree(project_root() / "build" / "memory")

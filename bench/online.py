@@ -5,7 +5,7 @@ then every flight is asked about over HTTP, alone, as a client would, after the 
 from sixteen connections at once. Its features are held against those in artifacts/features, the probability in the answer against
 the one in artifacts/evaluate, bit for bit. Timed are a round for a day of coming flights (all features,
 from the Parquet files to the online table) and a look-up by a server: fresh, of another aircraft, unknown, many at once.
-Needs the pipeline's artifacts and its bundle. Written to bench/results/online.json.
+Needs the pipeline's artifacts and its bundle. Written to build/bench/online.json.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from prodml.bundle.bundle import open_bundle
 from prodml.bundle.encode import input_names
 from prodml.core.config import read_params
 from prodml.core.files import artifact, project_root, write_json
+from prodml.core.records import results_path
 from prodml.data.materialise import Horizon, refresh
 from prodml.data.rowwise import serving_document
 from prodml.data.validate import read_tables
@@ -146,8 +147,10 @@ def replay(source: FeatureSource, bundle, port: int, documents, url: str, day: d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--day", type=datetime.datetime.fromisoformat, default=datetime.datetime(2013, 11, 20), help="to replay (UTC)")
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
     given = parser.parse_args()
     root, data = project_root(), read_params()["data"]
+    path = results_path("online.json", given.write, root)
     bundle = open_bundle(root / "bundle", unsigned=True, rejected=True)
     document = bundle.rowwise or serving_document(read_tables(artifact("clean")), data, bundle.encoding, bundle.contract["row"]["types"])
     documents = [(document, bundle.encoding)]
@@ -173,7 +176,7 @@ def main() -> None:
             f"each_of_{len(rows)}_at_once": round(micros(lambda: source(many, at), 10) / len(rows), 2), "encoding_of_ready_features": micros(lambda: bundle._encode(ready), 200),
         }
     found = {"day": str(given.day.date()), "rounds": rounds, "table_kilobytes": kilobytes, "replayed": replayed, "lookup_us": lookups}
-    write_json(root / "bench" / "results" / "online.json", found)
+    write_json(path, found)
     for name, value in found.items():
         print(f"{name}: {value}")
 

@@ -4,7 +4,7 @@ For each seed a dense network is trained as the train stage does, cut as the pru
 is trained from scratch twice: on the labels alone (`scratch`), and taught by the teacher that teaches the pruned network
 (`distilled`). The rivals get the learning rate and the passes of conf/reference, which suit small networks. No choice is made here: it
 reads the test rows that the evaluate stage reads. Means over seeds carry Student's t intervals; each seed's differences
-carry an interval by day. Written to bench/results/rivals.json after every seed; seeds that stand there under the same
+carry an interval by day. Written to build/bench/rivals.json after every seed; seeds that stand there under the same
 settings, data and code are not run again.
 """
 
@@ -17,8 +17,9 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from prodml.core.config import compose, read_settings
-from prodml.core.files import artifact, project_root, read_json, sha256_of, write_json
+from prodml.core.files import artifact, read_json, sha256_of, write_json
 from prodml.core.progress import progress
+from prodml.core.records import results_path
 from prodml.model.compress import own_keys
 from prodml.model.device import select_device, set_determinism
 from prodml.model.distill import read_teacher
@@ -30,7 +31,6 @@ from prodml.model.train import TrainSettings, fit_temperature, predict, train
 from prodml.stats.bootstrap import paired_difference
 from prodml.stats.scores import log_loss, pr_auc, roc_auc
 
-RECORD = project_root() / "bench" / "results" / "rivals.json"
 METRICS = {"roc_auc": roc_auc, "pr_auc": pr_auc, "log_loss": log_loss}
 PAIRS = (("pruned", "scratch"), ("pruned", "distilled"), ("distilled", "scratch"), ("pruned", "dense"))
 # What the networks are made by; a change of any of these makes the record's seeds stale.
@@ -115,10 +115,12 @@ def show(record: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="how many; each takes some minutes")
-    count = parser.parse_args().seeds
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
+    given = parser.parse_args()
+    count, path = given.seeds, results_path("rivals.json", given.write)
     conf = compose()
     name = settings_hash(conf)
-    record = read_json(RECORD) if RECORD.exists() else {}
+    record = read_json(path) if path.exists() else {}
     lines = record["seeds"] if record.get("settings") == name else {}
     missing = [seed for seed in range(count) if str(seed) not in lines]
     if missing:
@@ -127,7 +129,7 @@ def main() -> None:
     for seed in progress(missing, desc="seeds"):
         lines[str(seed)] = line_of(fitted(conf, encoding, parts["train"], parts["validation"], seed), parts["test"])
         record = {"settings": name, "model": conf["model"]["name"], "device": str(place), "seeds": lines, "over_seeds": summary(lines)}
-        write_json(RECORD, record)
+        write_json(path, record)
     show(record)
 
 

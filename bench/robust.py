@@ -3,7 +3,7 @@
 For each seed and each `adversarial_epsilon` a network is trained as the train stage does, otherwise with the settings of
 conf/train. It is stopped by the even days of the validation rows and scored on the odd ones: as they are, under what the
 adversary of conf/data can do (PGD on numbers, and swaps), and under PGD on every number. What a step costs is the least time
-of some rounds of steps on the same batches, each against the plain step of that run. No test row is read. Written to bench/results/robust.json.
+of some rounds of steps on the same batches, each against the plain step of that run. No test row is read. Written to build/bench/robust.json.
 """
 
 import argparse
@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from prodml.bundle.encode import input_names
 from prodml.core.config import compose, read_settings
-from prodml.core.files import artifact, project_root, read_json, write_json
+from prodml.core.files import artifact, read_json, write_json
 from prodml.core.progress import progress
+from prodml.core.records import results_path
 from prodml.model.device import select_device, set_determinism
 from prodml.model.networks import build_network
 from prodml.model.rows import Rows, load_rows
@@ -25,7 +26,6 @@ from prodml.model.train import Trainer, TrainSettings, fit_temperature, predict,
 from prodml.stats.scores import best_threshold, log_loss, roc_auc
 from prodml.trust.attack import AttackSettings, Box, attack_lines, box_around, read_reach
 
-RECORD = project_root() / "bench" / "results" / "robust.json"
 TRAININGS = {"plain": (0.0, 1), "0.1": (0.1, 1), "0.25": (0.25, 1), "0.1, 5 steps": (0.1, 5)}
 
 
@@ -90,7 +90,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="how many trainings of each kind")
     parser.add_argument("--rows", type=int, default=20_000, help="training rows")
     parser.add_argument("--model", default="mlp", help="a file of conf/model")
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
     asked = parser.parse_args()
+    path = results_path("robust.json", asked.write)
     warnings.filterwarnings("ignore", message=".*did not already require gradients.*")
     conf, encoding = compose([f"model={asked.model}"]), read_json(artifact("features", "encoding.json"))
     place = select_device(conf["device"]["kind"])
@@ -105,7 +107,7 @@ def main() -> None:
     lines, times = {}, step_times(conf, encoding, parts["train"], parts["scored"])
     for seed in progress(range(asked.seeds), desc="seeds"):
         lines[str(seed)] = {name: measured(conf, encoding, parts, boxes, attack, name, seed) for name in TRAININGS}
-        write_json(RECORD, {"model": conf["model"]["name"], "rows": asked.rows, "device": str(place), "step_ms": times, "seeds": lines, "over_seeds": summary(lines, times)})
+        write_json(path, {"model": conf["model"]["name"], "rows": asked.rows, "device": str(place), "step_ms": times, "seeds": lines, "over_seeds": summary(lines, times)})
     for name, figures in summary(lines, times).items():
         print(f"{name:14} step × {figures['time_ratio']:.2f}  " + "  ".join(f"{key} {value['roc_auc']:.4f}" + (f" ({value['flipped']:.1%} flipped)" if "flipped" in value else "") for key, value in figures.items() if isinstance(value, dict)))
 

@@ -1,7 +1,7 @@
 """The dense default over seeds: its test ROC AUC, and its gap to LightGBM with an interval by day.
 
 No choice is made here. It trains what conf/ has chosen five times, as the train stage does, and reads the test rows
-that the evaluate stage reads. Written to bench/results/seeds.json.
+that the evaluate stage reads. Written to build/bench/seeds.json.
 """
 
 import argparse
@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from prodml.core.config import compose
-from prodml.core.files import artifact, project_root, read_json, write_json
+from prodml.core.files import artifact, read_json, write_json
 from prodml.core.progress import progress
+from prodml.core.records import results_path
 from prodml.model.device import select_device, set_determinism
 from prodml.model.networks import build_network
 from prodml.model.rows import load_rows
@@ -23,7 +24,9 @@ from prodml.stats.scores import log_loss, pr_auc, roc_auc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    seeds = range(parser.parse_args().seeds)
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
+    given = parser.parse_args()
+    seeds, path = range(given.seeds), results_path("seeds.json", given.write)
     conf = compose()
     device = conf["device"]
     place = select_device(device["kind"])
@@ -44,7 +47,7 @@ def main() -> None:
     mean = {name: float(np.mean([line[name] for line in lines])) for name in lines[0]}
     # The gap of one network, seed by seed, not of their blend, which would be better than any of them.
     gaps = [{metric: paired_difference(labels, answer, trees, days, metric) for metric in ("roc_auc", "pr_auc", "log_loss")} for answer in answers]
-    write_json(project_root() / "bench" / "results" / "seeds.json", {"model": conf["model"]["name"], "seeds": lines, "mean": mean, "less_lightgbm": gaps})
+    write_json(path, {"model": conf["model"]["name"], "seeds": lines, "mean": mean, "less_lightgbm": gaps})
     print("mean: " + "  ".join(f"{name} {value:.4f}" for name, value in mean.items()))
     for seed, gap in zip(seeds, gaps):
         print(f"seed {seed} less LightGBM: " + "  ".join(f"{name} {value['estimate']:+.4f} [{value['low']:+.4f}, {value['high']:+.4f}]" for name, value in gap.items()))

@@ -2,7 +2,7 @@
 
 For each month m the candidate learns from the months up to m-2, stops by m-1 and is scored on m, as in the pipeline,
 which stops by the months after training. The test months are not read. What it finds is written to
-bench/results/select_model.json; the choice is made by a person, in conf/config.yaml and conf/model/.
+build/bench/select_model.json; the choice is made by a person, in conf/config.yaml and conf/model/.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from prodml.core.config import compose
 from prodml.core.files import artifact, project_root, read_json, sha256_of, write_json, written
 from prodml.core.progress import progress
+from prodml.core.records import results_path
 from prodml.data.features import fit_encoding
 from prodml.model.device import select_device, set_determinism
 from prodml.model.networks import build_network
@@ -93,7 +94,9 @@ def main() -> None:
     parser.add_argument("--months", nargs="+", default=["2013-07", "2013-08", "2013-09", "2013-10"])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
     given = parser.parse_args()
+    path = results_path("select_model.json", given.write)
     table, device = labelled_rows(), compose()["device"]
     names = ["lightgbm", *given.candidates]
     found: dict[str, list[list[np.ndarray]]] = {name: [] for name in names}
@@ -111,7 +114,7 @@ def main() -> None:
                     seeds.append(cached(name, month, seed, lambda name=name, seed=seed: answers(name, parts, encoding, seed, device)))
                     bar.update()
                 found[name].append(seeds)
-    write_json(project_root() / "bench" / "results" / "select_model.json", summary(found, labels, blocks, given))
+    write_json(path, summary(found, labels, blocks, given))
 
 
 def summary(found: dict, labels: list[np.ndarray], blocks: list[np.ndarray], given: argparse.Namespace) -> dict:

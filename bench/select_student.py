@@ -3,7 +3,7 @@
 For each month m the teachers and students learn from the months up to m-2, stop by m-1 and are scored on m, as in
 select_model.py. A student is the pruned network's shape from scratch, which takes seconds; the last candidates are
 the pruned network itself, and the dense one. The test months are not read. What it finds is written to
-bench/results/select_student.json; the choice is made by a person, in conf/distill/ and conf/prune/.
+build/bench/select_student.json; the choice is made by a person, in conf/distill/ and conf/prune/.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 from prodml.core.config import compose
 from prodml.core.files import artifact, project_root, sha256_of, write_json, written
 from prodml.core.progress import progress
+from prodml.core.records import results_path
 from prodml.model.device import select_device, set_determinism
 from prodml.model.distill import fitted_trees, logit, unseen_logits
 from prodml.model.networks import build_network, load_network, save_network
@@ -170,7 +171,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=compose()["device"]["threads"])
     parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
     given = parser.parse_args()
+    path = results_path("select_student.json", given.write)
     names = ["lightgbm", "dense", *given.candidates]
     found: dict[str, list[list[np.ndarray]]] = {name: [] for name in names}
     scored = []
@@ -184,7 +187,7 @@ def main() -> None:
                     found[name][-1].append(fold.answers(name, seed))
                     bar.update()
             scored.append(fold.score)
-    write_json(project_root() / "bench" / "results" / "select_student.json", {"months": given.months, "candidates": summary(found, scored)})
+    write_json(path, {"months": given.months, "candidates": summary(found, scored)})
 
 
 if __name__ == "__main__":

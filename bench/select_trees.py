@@ -1,7 +1,7 @@
 """Which LightGBM: the same rolling origin as select_model.py, so that the networks are compared with tuned trees.
 
 Each candidate changes a few of the settings in conf/reference. The test months are not read. What it finds is written
-to bench/results/select_trees.json; the choice is made by a person, in conf/reference/.
+to build/bench/select_trees.json; the choice is made by a person, in conf/reference/.
 """
 
 import argparse
@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from prodml.core.config import compose
-from prodml.core.files import project_root, write_json
+from prodml.core.files import write_json
 from prodml.core.progress import progress
+from prodml.core.records import results_path
 from prodml.model.reference import fit_lightgbm, predict_lightgbm
 from prodml.model.rows import load_rows
 from prodml.stats.bootstrap import paired_difference
@@ -47,7 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--months", nargs="+", default=["2013-07", "2013-08", "2013-09", "2013-10"])
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
     given = parser.parse_args()
+    path = results_path("select_trees.json", given.write)
     settings = compose()  # once: conf/ may change while this runs
     table, threads = labelled_rows(), settings["device"]["threads"]
     answers: dict[str, list[np.ndarray]] = {name: [] for name in CANDIDATES}
@@ -75,7 +78,7 @@ def main() -> None:
         lines[name] = line
         difference = line["less_configured"]["roc_auc"]
         print(f"{name:25} ROC AUC {line['roc_auc']:.4f}  PR AUC {line['pr_auc']:.4f}  log loss {line['log_loss']:.4f}  less configured {difference['estimate']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]")
-    write_json(project_root() / "bench" / "results" / "select_trees.json", {"months": given.months, "seeds": given.seeds, "candidates": lines})
+    write_json(path, {"months": given.months, "seeds": given.seeds, "candidates": lines})
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ and then bounds the fastest servers. The servers take turns: in every round each
 64 connections, and what is compared are medians of the ratios within rounds. Those that are not in turn are stopped (SIGSTOP), for some
 of them never sleep. On a busy machine a server loses its core
 now and then; so processor time a request is told too, and every ratio is given by both. Written to
-bench/results/serve.json and serve.png.
+build/bench/serve.json and serve.png.
 
 `--where` asks `prodml serve` alone, at 64 connections, and tells the processor time of a request part by part; written to
-bench/results/serve_where.json.
+build/bench/serve_where.json.
 """
 
 import argparse
@@ -35,7 +35,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "bench" / "serve"
-RESULTS = ROOT / "bench" / "results"
 CONNECTIONS = (1, 16, 64)
 OURS, CONSTANT, TUTORIAL = "prodml serve", "constant", "FastAPI"
 # The packages of each peer; their code is below.
@@ -624,21 +623,24 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help=f"some of {', '.join(PEERS)}; nothing is written then")
     parser.add_argument("--redraw", action="store_true", help="measure nothing: draw and print the last record")
     parser.add_argument("--where", action="store_true", help="tell where the time of a request goes")
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
     given = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     sys.path.insert(0, str(ROOT))
     from prodml.core.files import read_json, write_json
+    from prodml.core.records import results_path
 
+    path = results_path("serve_where.json" if given.where else "serve.json", given.write, ROOT)
     if given.redraw:
-        record = read_json(RESULTS / "serve.json")
-        draw(record["servers"], RESULTS / "serve.png")
+        record = read_json(path)
+        draw(record["servers"], path.with_suffix(".png"))
         return show(record)
     from prodml.model.measure import device_facts
 
     by_wrk = shutil.which("wrk") is not None
     if given.where:
         record = {"device": device_facts(threads=1)} | where(load_by_wrk if by_wrk else load_by_uvloop)
-        write_json(RESULTS / "serve_where.json", record)
+        write_json(path, record)
         return show_where(record)
     device = device_facts(threads=1)
     lines, failed = measured([OURS, CONSTANT, *(given.only or PEERS)], given.rounds, given.seconds, load_by_wrk if by_wrk else load_by_uvloop)
@@ -647,8 +649,8 @@ def main() -> None:
         "servers": lines, "failed": failed, "clauses": clauses(lines),
     }
     if not given.only:
-        write_json(RESULTS / "serve.json", record)
-        draw(lines, RESULTS / "serve.png")
+        write_json(path, record)
+        draw(lines, path.with_suffix(".png"))
     show(record)
 
 

@@ -13,7 +13,7 @@ latency counts from when it was due. Each has a routing key of its own. Meanwhil
 
 How soon a rollback takes effect is the time from the event in the registry's history to the last answer that the version
 rolled back gave to a client. Resident memory is that of /proc, every 5 s; after a warm-up of a fifth of the time it is
-held to the median of the fifth that follows. Written to bench/results/soak.json and soak.png.
+held to the median of the fifth that follows. Written to build/bench/soak.json and soak.png.
 """
 
 import argparse
@@ -44,10 +44,10 @@ from serve import free_port, load_by_uvloop, load_by_wrk, make_bundle  # noqa: E
 from prodml.bundle.bundle import MANIFEST, SIGNATURE, write_manifest  # noqa: E402
 from prodml.bundle.sign import new_key, private_key, signature_of  # noqa: E402
 from prodml.core.files import read_json, write_json, written  # noqa: E402
+from prodml.core.records import results_path  # noqa: E402
 from prodml.serve.registry import Registry  # noqa: E402
 
 FOLDER = ROOT / "build" / "bench" / "soak"
-RESULTS = ROOT / "bench" / "results"
 MODEL, CONNECTIONS, SHARE = "bench", 64, 0.7
 RELOAD_SECONDS, MEMORY_SECONDS = 30.0, 5.0
 ROWS, LABELLED = 2_000, 50 # rows that take turns; every 50th answer gets a label
@@ -480,14 +480,17 @@ def show(record: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10, help="of load (default: 10); with less than 10 nothing is written but to build/")
+    parser.add_argument("--minutes", type=float, default=10, help="of load (default: 10, which --write asks for)")
     parser.add_argument("--rate", type=float, help="requests a second, instead of 70%% of the most")
     parser.add_argument("--redraw", action="store_true", help="measure nothing: draw and print the last record")
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
     given = parser.parse_args()
-    target = RESULTS if given.minutes >= 10 else ROOT / "build" / "bench"
+    if given.write and given.minutes < 10:
+        parser.error("a soak of less than 10 minutes is not worth a record: leave --write out, or give --minutes 10 or more")
+    path = results_path("soak.json", given.write, ROOT)
     if given.redraw:
-        record = read_json(target / "soak.json")
-        draw(record, target / "soak.png")
+        record = read_json(path)
+        draw(record, path.with_suffix(".png"))
         return show(record)
     import uvloop
 
@@ -514,9 +517,8 @@ def main() -> None:
         server.process.kill()
         registry.store.close()
     record = {"device": device} | record_of(load, changes, most, stopped, seconds)
-    target.mkdir(parents=True, exist_ok=True)
-    write_json(target / "soak.json", record)
-    draw(record, target / "soak.png")
+    write_json(path, record)
+    draw(record, path.with_suffix(".png"))
     show(record)
     if not all(clause["met"] for clause in record["clauses"]):
         print(f"\nThe server said (the end of {server.said}):\n{server.said.read_text()[-2000:]}")

@@ -4,7 +4,7 @@ Parquet chooses for each column and row group, from the data, whether its values
 bits a number takes. The question is whether narrow column types (int16 where int64 is declared) or dictionary-typed text
 gain more on top, as they would cost care: arithmetic on narrow integers overflows in SQL. Every table that the pipeline
 keeps is written in each way; the bytes of the files and a full scan by DuckDB are compared in one run.
-Written to bench/results/storage.json.
+Written to build/bench/storage.json.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prodml.core.files import artifact, project_root, write_json
+from prodml.core.files import artifact, write_json
+from prodml.core.records import results_path
 
 GROUP = 122_880  # rows in a group, as the pipeline writes them
 
@@ -62,21 +63,23 @@ def scan_seconds(path: Path, columns: list[str], rounds: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="scans of each file, of which the median counts (default 5)")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
+    given = parser.parse_args()
+    rounds, path = given.rounds, results_path("storage.json", given.write)
     record: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
         for source in (artifact("clean", "flights.parquet"), artifact("clean", "weather.parquet"), artifact("features", "train.parquet")):
             table, found = pq.read_table(source), {}
             for way, (typed, options) in WAYS.items():
-                path = Path(folder) / "table.parquet"
+                file = Path(folder) / "table.parquet"
                 written = pa.table({name: typed(table[name]) for name in table.column_names})
-                pq.write_table(written, path, row_group_size=GROUP, **options)
-                found[way] = {"bytes": path.stat().st_size, "scan_s": round(scan_seconds(path, table.column_names, rounds), 4), "bytes_in_memory": written.nbytes}
+                pq.write_table(written, file, row_group_size=GROUP, **options)
+                found[way] = {"bytes": file.stat().st_size, "scan_s": round(scan_seconds(file, table.column_names, rounds), 4), "bytes_in_memory": written.nbytes}
             record[f"{source.parent.name}/{source.name}"] = found
             print(f"{source.parent.name}/{source.name}, {len(table):,} rows")
             for way, line in found.items():
                 print(f"  {way:32} {line['bytes']:12,} bytes   scan {line['scan_s'] * 1000:7.1f} ms")
-    write_json(project_root() / "bench" / "results" / "storage.json", record)
+    write_json(path, record)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ ours always reads. The rounds alternate, and the medians are compared, by wall c
 Ours builds its queries anew in each round, a fixed cost of some tenths of a second, so the comparison is made on the raw
 tables and again on tables of several copies of them, each copy some years later and with rows of its own.
 Also timed: the pandera-on-Ibis schemas that `pandera_schema` compiles, which is why the pipeline counts by itself.
-Written to bench/results/validate.json.
+Written to build/bench/validate.json.
 """
 
 import argparse
@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 from pandera.errors import SchemaErrors
 
 from prodml.core.config import compose
-from prodml.core.files import artifact, project_root, read_json, write_json
+from prodml.core.files import artifact, read_json, write_json
+from prodml.core.records import results_path
 from prodml.data.clean import apply_repairs, write_ledger
 from prodml.data.contract import check_rules, pandera_schema
 from prodml.data.validate import TABLE_KINDS, count_breaks, read_tables, split_rejected, stop_past_tolerance, write_rejected
@@ -172,7 +173,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds after one that warms up (default 9)")
     parser.add_argument("--copies", type=int, default=8, help="copies in the larger tables (default 8)")
+    parser.add_argument("--write", action="store_true", help="write to bench/results/, to be committed, instead of build/bench/")
     given = parser.parse_args()
+    path = results_path("validate.json", given.write)
     data, source = compose(["data=flights"])["data"], artifact("ingest")
     types = read_json(source / "types.json")
     rules = {"of rows": sum(rule["rule"] not in TABLE_KINDS for rule in data["rules"]), "of tables": sum(rule["rule"] in TABLE_KINDS for rule in data["rules"])}
@@ -188,7 +191,7 @@ def main() -> None:
                 print(f"  {name}: {line['wall_s']:.3f} s, {line['cpu_s']:.3f} s of processor time")
             ratio = found["ours_over_pandera_on_pandas_with_reading"]
             print(f"  ours over pandera on pandas, both reading Parquet: {ratio['wall_s']:.2f} by wall clock, {ratio['cpu_s']:.2f} by processor time")
-    write_json(project_root() / "bench" / "results" / "validate.json", record)
+    write_json(path, record)
 
 
 if __name__ == "__main__":

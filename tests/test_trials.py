@@ -37,7 +37,7 @@ def test_another_table_goes_through_every_stage(second_table):
     scores = json.loads((second_table / "metrics" / "evaluate.json").read_text())
     assert {"dense", "pruned", "int8", "lightgbm", "logistic"} <= set(scores)
     assert all(scores[name]["test"]["roc_auc"] > 0.95 for name in ("dense", "pruned", "int8", "lightgbm"))
-    latency = json.loads((second_table / "metrics" / "latency.json").read_text())["models"]
+    latency = json.loads((second_table / "build" / "measure" / "latency.json").read_text())["models"]
     for name in ("dense", "pruned", "int8"):
         assert {"p50_us", "p95_us", "p99_us", "rows_per_s", "size_bytes"} <= set(latency[name])
     assert latency["int8"]["size_bytes"] < latency["pruned"]["size_bytes"] < latency["dense"]["size_bytes"] / 10

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ..core.config import check_ranges
 from ..core.errors import InputError
 from ..core.files import written
 from .reference import fit_lightgbm, load_lightgbm, predict_lightgbm, save_lightgbm
@@ -33,11 +34,10 @@ class DistillSettings:
     folds: int = 5 # blocks of days that the trees are asked about without having seen them; 0 asks them about their own training rows
 
     def __post_init__(self):
-        if self.teacher not in TEACHERS[1:]:
-            remedy = f"Choose one of: {', '.join(TEACHERS[1:])}; to learn from the labels alone, set prune.fine_tuning.distillation to 0."
-            raise InputError(f"distill.teacher is {self.teacher!r}", remedy)
-        if self.folds < 0 or self.folds == 1:
-            raise InputError(f"distill.folds is {self.folds}", "Give 2 or more, or 0 to ask the trees about the rows that they have learned from.")
+        check_ranges(self, "distill", {
+            "teacher": (self.teacher in TEACHERS[1:], f"one of {', '.join(TEACHERS[1:])}; prune.fine_tuning.distillation: 0 learns from the labels alone"),
+            "folds": (self.folds >= 2 or self.folds == 0, "2 or more, or 0 to ask the trees about the rows that they have learned from"),
+        })
 
 
 def logit(

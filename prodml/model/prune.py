@@ -6,8 +6,8 @@
 __all__ = ['DECAY', 'SLOPE', 'MIDDLE', 'PROGRESS', 'SCHEDULES', 'IMPORTANCES', 'REGULARISERS', 'SCOPES', 'CURVED', 'GROWTH',
            'kept_share', 'PruneSettings', 'fine_tuning_settings', 'width_schedule', 'EnsemblePruner',
            'ensemble_pruners', 'UnitGroup', 'traced', 'unit_groups', 'cut', 'unit_scores', 'shrink', 'best_units',
-           'spread_widths', 'drop_dropout', 'shorten', 'multiply_accumulates', 'penalty', 'cut_in_training',
-           'reason_to_keep', 'judged', 'Course', 'prune']
+           'spread_widths', 'drop_dropout', 'reason_for_depth', 'shorten', 'multiply_accumulates', 'penalty',
+           'cut_in_training', 'reason_to_keep', 'judged', 'Course', 'prune']
 
 # %% ../../nbs/2_model/08_prune.ipynb #775070e8
 import copy
@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torch_pruning.pruner.function import BasePruningFunc, prune_linear_in_channels, prune_linear_out_channels
 
-from ..core.config import read_settings
+from ..core.config import check_ranges, read_settings
 from ..core.errors import InputError
 from .checkpoint import load_state, save_state
 from .device import derived_seed
@@ -99,20 +99,23 @@ class PruneSettings:
     continuous: bool = False # one training through all cuts, or a new one after each
     regularisation: float = 0.0 # strength of the penalty that prepares units for the cut; 0 is none
     regulariser: str = "group_norm" # group_norm, growing or batch_norm
-    depth: int = 0 # hidden layers that are left, the others go whole before the first cut; 0 leaves all
+    depth: int = 0 # hidden layers that are left, the others go whole before the first cut, as far as they can; 0 leaves all
 
     def __post_init__(self):
-        whole = self.epochs_between == int(self.epochs_between)
-        rules = {
-            "width_ratio": 0 < self.width_ratio <= 1, "steps": self.steps >= 1, "importance": self.importance in IMPORTANCES,
-            "round_to": self.round_to >= 1, "epochs_between": self.epochs_between > 0 and (whole or self.continuous),
-            "schedule": self.schedule in SCHEDULES, "scope": self.scope in SCOPES,
-            "regularisation": self.regularisation >= 0, "regulariser": self.regulariser in REGULARISERS,
-            "depth": self.depth >= 0 and (self.depth == 0 or self.width_ratio < 1),
-        }
-        for key, holds in rules.items():
-            if not holds:
-                raise InputError(f"prune.{key} is {getattr(self, key)!r}", "See conf/prune for what it may be.")
+        whole = float(self.epochs_between).is_integer()
+        check_ranges(self, "prune", {
+            "width_ratio": (0 < self.width_ratio <= 1, "more than 0 and at most 1, which leaves the network alone"),
+            "steps": (1 <= self.steps <= 1000, "from 1 to 1000"),
+            "importance": (self.importance in IMPORTANCES, f"one of {', '.join(IMPORTANCES)}"),
+            "round_to": (self.round_to >= 1, "1 or more"),
+            "epochs_between": (self.epochs_between > 0 and (whole or self.continuous), "more than 0, and a whole number unless continuous is true"),
+            "schedule": (self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+            "scope": (self.scope in SCOPES, f"one of {', '.join(SCOPES)}"),
+            "regularisation": (0 <= self.regularisation < math.inf, "0, which is none, or more"),
+            "regulariser": (self.regulariser in REGULARISERS, f"one of {', '.join(REGULARISERS)}"),
+            "depth": (self.depth >= 0, "0, which leaves all layers, or more"),
+        })
+
 
 # %% ../../nbs/2_model/08_prune.ipynb #21d9606e
 def fine_tuning_settings(
@@ -391,22 +394,46 @@ def drop_dropout(
     network.architecture = replace(network.architecture, dropout=0.0)
 
 # %% ../../nbs/2_model/08_prune.ipynb #5eb8f861
+def reason_for_depth(
+    network: Network, # the trained one
+    depth: int, # hidden layers that are asked for; 0 asks for none to go
+    protected: Sequence[str] = (), # hidden layers that stay
+) -> str:
+    "Why more hidden layers stay than were asked for; empty if the depth can be reached."
+    widths = network.hidden_widths()
+    if not depth or len(widths) <= depth:
+        return ""
+    if not isinstance(network, MLP):
+        return f"a {network.architecture.kind} network has no layers that can go whole, so all of its hidden layers {widths} stay"
+    fewest = len(widths) - len(_removable(network, protected))
+    return f"only layers as wide as what they take in can go, so {fewest} of the hidden layers {widths} stay" if fewest > depth else ""
+
+
 def shorten(
-    network: Network, # an MLP, cut in place
+    network: Network, # cut in place
     depth: int, # hidden layers to leave
     rows: Rows, # on the network's device; they say which layer is missed least
-) -> None:
-    "Take hidden layers out whole, each time the one without which the loss is least; InputError where none can go."
-    if not isinstance(network, MLP):
-        raise InputError(f"prune.depth is {depth}, and a {network.architecture.kind} network has no layers that can go whole", "Leave it at 0, or choose kind mlp.")
-    while len(network.hidden_widths()) > depth:
+    protected: Sequence[str] = (), # hidden layers that stay
+) -> list[str]:
+    "Take out hidden layers as `reason_for_depth` allows, each time the one missed least; return the names, in the new network, of the protected ones."
+    protected = list(protected)
+    while len(network.hidden_widths()) > depth and (able := _removable(network, protected)):
         groups = _layer_groups(network.blocks)
-        able = [place for place, group in enumerate(groups) if group[0].in_features == group[0].out_features]
-        if not able:
-            raise InputError(f"prune.depth is {depth}, and of the hidden layers {network.hidden_widths()} none is as wide as what it takes in", "Leave it at 0, or give equal hidden widths (conf/model).")
-        shorter = [nn.Sequential(*(layer for place, group in enumerate(groups) if place != gone for layer in group)) for gone in able]
-        network.blocks = min(shorter, key=lambda blocks: _loss_with(network, blocks, rows))
+        shorter = {gone: nn.Sequential(*(layer for place, group in enumerate(groups) if place != gone for layer in group)) for gone in able}
+        gone = min(able, key=lambda place: _loss_with(network, shorter[place], rows))
+        network.blocks = shorter[gone]
         network.architecture = replace(network.architecture, hidden=network.hidden_widths())
+        places = [int(name.removeprefix("hidden.")) for name in protected]
+        protected = [f"hidden.{place - (place > gone)}" for place in places]
+    return protected
+
+
+def _removable(network: Network, protected: Sequence[str]) -> list[int]:
+    "The places of the hidden layers that can go whole without a change of the others."
+    if not isinstance(network, MLP):
+        return []
+    groups = _layer_groups(network.blocks)
+    return [place for place, group in enumerate(groups) if group[0].in_features == group[0].out_features and f"hidden.{place}" not in protected]
 
 
 def _layer_groups(blocks: nn.Sequential) -> list[list[nn.Module]]:
@@ -509,7 +536,9 @@ def reason_to_keep(
         return "width_ratio is 1"
     if not network.hidden_layers():
         return f"a {network.architecture.kind} network has no hidden units that can be cut one by one"
-    return "" if width_schedule(network, settings) else f"hidden widths {network.hidden_widths()} are already that narrow"
+    if width_schedule(network, settings) or settings.depth and len(network.hidden_widths()) > settings.depth and _removable(network, settings.protected):
+        return ""
+    return f"hidden widths {network.hidden_widths()} are already that narrow"
 
 
 def judged(
@@ -576,9 +605,11 @@ def prune(
     if not settings.keep_dropout:
         drop_dropout(narrow)
     if settings.depth:
-        shorten(narrow, settings.depth, _some(rows, derived_seed(seed, 0)))
+        settings = replace(settings, protected=shorten(narrow, settings.depth, _some(rows, derived_seed(seed, 0)), settings.protected))
     teacher = predict_logits(network, rows) if teacher is None else teacher
-    course = Course(rows, validation, settings, training, seed, precision, checkpoints, teacher, width_schedule(narrow, settings))
+    # Where only whole layers went, the rest is trained once at the widths that it has.
+    schedule = width_schedule(narrow, settings) or [narrow.hidden_widths()]
+    course = Course(rows, validation, settings, training, seed, precision, checkpoints, teacher, schedule)
     lines += (_in_one_training if settings.continuous else _in_trainings)(narrow, course)
     return narrow.eval(), lines
 

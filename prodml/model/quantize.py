@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODES', 'METHODS', 'JOIN', 'LARGEST_FOLDED', 'QuantizeSettings', 'CalibrationRows', 'Layer', 'layers',
            'chosen_layers', 'named', 'scales_of', 'quantize_weights', 'values_at', 'least_squares_range', 'joined',
-           'quantize_tables', 'quantize', 'changes']
+           'quantize_tables', 'quantize', 'changes', 'check_change']
 
 # %% ../../nbs/2_model/09_quantize.ipynb #5ebcde77
 import io
@@ -26,6 +26,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxscript.rewriter import pattern, rewrite
 
+from ..core.config import check_ranges
 from ..core.errors import InputError
 from .device import derived_seed
 from .export import compact, session
@@ -45,16 +46,17 @@ class QuantizeSettings:
     mode: str = "static" # static, dynamic, weights or none
     keep: list[str] = field(default_factory=lambda: ["head"]) # layers that stay in float32: table, hidden_1, hidden_2 and so on, head
     weight_bits: int = 8 # 8, or 4 in mode weights
+    max_change: float = 0.1 # no probability of a validation row may change by more
 
     def __post_init__(self):
-        if self.mode not in MODES:
-            raise InputError(f"quantize.mode is {self.mode!r}", f"Choose one of: {', '.join(MODES)}.")
-        if self.weight_bits not in ((8, 4) if self.mode == "weights" else (8,)):
-            raise InputError(f"quantize.weight_bits is {self.weight_bits} in mode {self.mode}", "Give 8; mode weights also takes 4.")
-        if self.rows < 1:
-            raise InputError(f"quantize.rows is {self.rows}", "Give 1 or more.")
-        if self.method not in METHODS:
-            raise InputError(f"quantize.method is {self.method!r}", f"Choose one of: {', '.join(METHODS)}.")
+        bits = (8, 4) if self.mode == "weights" else (8,)
+        check_ranges(self, "quantize", {
+            "mode": (self.mode in MODES, f"one of {', '.join(MODES)}"),
+            "weight_bits": (self.weight_bits in bits, "8, or 4 in mode weights"),
+            "rows": (self.rows >= 1, "1 or more"),
+            "method": (self.method in METHODS, f"one of {', '.join(METHODS)}"),
+            "max_change": (0 < self.max_change <= 1, "more than 0 and at most 1"),
+        })
 
     @property
     def largest_weight(self) -> int:
@@ -291,6 +293,20 @@ def _without_advice() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextmanager
+def _named_range(method: str) -> Iterator[None]:
+    "A sentence in place of NumPy's words for a layer whose values lie too close together for a histogram."
+    try:
+        yield
+    except ValueError as error:
+        if "bins" not in str(error):
+            raise
+        raise InputError(
+            f"quantize.method is {method}, and a layer of this network answers with practically 0 for every calibration row",
+            "Set quantize.method to minmax or mse, which take such a layer; or train the network anew: most of its units are off.",
+        ) from error
+
+
 LARGEST_FOLDED = 2**28 # bytes as floats: a larger table stays integers in memory. ONNX Runtime folds no constant above 2**30
 
 
@@ -352,12 +368,13 @@ def _integer_products(model: onnx.ModelProto, products: list[onnx.NodeProto], ro
             seen = values_at(model, places, CalibrationRows(rows, settings.rows, seed))
             ends = {place: least_squares_range(values) for place, values in seen.items()}
             options["TensorQuantOverrides"] = {place: [{"rmin": np.float32(low), "rmax": np.float32(high)}] for place, (low, high) in ends.items()}
-        quantize_static(
-            source, target, CalibrationRows(rows, settings.rows, seed),
-            quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            calibrate_method=METHODS[settings.method], nodes_to_quantize=nodes,
-            op_types_to_quantize=["Gemm", "MatMul", "Relu"], extra_options=options,
-        )
+        with _named_range(settings.method):
+            quantize_static(
+                source, target, CalibrationRows(rows, settings.rows, seed),
+                quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                calibrate_method=METHODS[settings.method], nodes_to_quantize=nodes,
+                op_types_to_quantize=["Gemm", "MatMul", "Relu"], extra_options=options,
+            )
         return onnx.load(target)
 
 # %% ../../nbs/2_model/09_quantize.ipynb #bd5a4ee2
@@ -368,3 +385,16 @@ def changes(
     "The mean and the largest change of a probability."
     difference = np.abs(np.asarray(after, np.float64) - np.asarray(before, np.float64))
     return {"mean_change": float(difference.mean()), "max_change": float(difference.max())}
+
+
+def check_change(
+    moved: dict[str, float], # of `changes`, from the network as it was before any rounding
+    bound: float, # quantize.max_change
+) -> None:
+    "Raise InputError if a probability changed by more than the bound."
+    if moved["max_change"] > bound:
+        raise InputError(
+            f"quantizing changes the probability of a validation row by {moved['max_change']:.3f}, and quantize.max_change is {bound}",
+            "Calibrate on more rows (quantize.rows) or by another quantize.method, keep more layers in float32 (quantize.keep), "
+            "train with rounding for longer or not at all (quantize.aware), or raise the bound.",
+        )

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['rounded_weights', 'RoundedWeights', 'rounded_inputs', 'layers_to_round', 'round_in_training', 'settle',
-           'quantize_aware']
+           'rounding_settings', 'quantize_aware']
 
 # %% ../../nbs/2_model/09_quantize_aware.ipynb #d0fec97e
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..core.config import read_settings
 from ..core.errors import InputError
 from .export import to_onnx
 from .networks import Network
@@ -118,6 +121,15 @@ def settle(
             del module.rounding
 
 # %% ../../nbs/2_model/09_quantize_aware.ipynb #d50a49a3
+def rounding_settings(
+    aware: Mapping[str, Any], # quantize.aware: keys of conf/train
+) -> TrainSettings | None:
+    "How to train with rounding, or None if `epochs` is 0; InputError on a key that is unknown, missing, ill-typed or out of range."
+    off = type(aware.get("epochs")) is int and aware["epochs"] == 0
+    settings = read_settings(TrainSettings, {**aware, "epochs": 1} if off else aware, "quantize.aware")
+    return None if off else settings
+
+
 def quantize_aware(
     network: Network, # a trained network; it is not changed
     rows: Rows, # to train on, on the network's device

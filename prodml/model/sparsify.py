@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..core.config import check_ranges
 from ..core.errors import InputError
 from .device import compute_capability, derived_seed
 from .networks import Network, count_parameters
@@ -39,10 +40,13 @@ class MaskSettings:
     schedule: str = "cubic" # how it rises: see prune
 
     def __post_init__(self):
-        rules = {"masks": self.masks in MASKS, "sparsity": 0 < self.sparsity < 1, "steps": self.steps >= 1, "schedule": self.schedule in SCHEDULES}
-        for key, holds in rules.items():
-            if not holds:
-                raise InputError(f"prune.{key} is {getattr(self, key)!r}", "See conf/prune for what it may be.")
+        check_ranges(self, "prune", {
+            "masks": (self.masks in MASKS, f"one of {', '.join(MASKS)}"),
+            "sparsity": (0 < self.sparsity < 1, "more than 0 and less than 1"),
+            "steps": (1 <= self.steps <= 1000, "from 1 to 1000"),
+            "schedule": (self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+        })
+
 
 # %% ../../nbs/2_model/08_sparsify.ipynb #093c5699
 def maskable(

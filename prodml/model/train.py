@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..core.config import check_ranges
 from ..core.errors import InputError
 from ..core.progress import progress
 from ..data.balance import KINDS as RESAMPLINGS
@@ -58,18 +59,28 @@ class TrainSettings:
     adversarial_steps: int = 1 # gradients that choose each move
 
     def __post_init__(self):
-        rules = {
-            "epochs": self.epochs >= 1, "batch_size": self.batch_size >= 2, "learning_rate": self.learning_rate > 0,
-            "weight_decay": self.weight_decay >= 0, "schedule": self.schedule in SCHEDULES, "warmup": 0 <= self.warmup < 1,
-            "clip_norm": self.clip_norm > 0, "checks_per_epoch": self.checks_per_epoch >= 1, "patience": self.patience >= 1,
-            "class_weight": self.class_weight in CLASS_WEIGHTS, "label_smoothing": 0 <= self.label_smoothing < 1,
-            "average_decay": 0 <= self.average_decay < 1, "distillation": 0 <= self.distillation <= 1,
-            "least_steps": self.least_steps >= 0, "loss": self.loss in LOSSES, "focal_gamma": self.focal_gamma >= 0, "resample": self.resample in RESAMPLINGS,
-            "adversarial_epsilon": 0 <= self.adversarial_epsilon < math.inf, "adversarial_steps": self.adversarial_steps >= 1,
-        }
-        for key, holds in rules.items():
-            if not holds:
-                raise InputError(f"train.{key} is {getattr(self, key)!r}", "See conf/train for what it may be.")
+        check_ranges(self, "train", {
+            "epochs": (self.epochs >= 1, "1 or more"),
+            "batch_size": (self.batch_size >= 2, "2 or more"),
+            "learning_rate": (0 < self.learning_rate < math.inf, "more than 0"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
+            "schedule": (self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+            "warmup": (0 <= self.warmup < 1, "a share of the steps, from 0 to less than 1"),
+            "clip_norm": (self.clip_norm > 0, "more than 0"),
+            "checks_per_epoch": (self.checks_per_epoch >= 1, "1 or more"),
+            "patience": (self.patience >= 1, "1 or more"),
+            "class_weight": (self.class_weight in CLASS_WEIGHTS, f"one of {', '.join(CLASS_WEIGHTS)}"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "from 0 to less than 1"),
+            "average_decay": (0 <= self.average_decay < 1, "from 0, which keeps no mean, to less than 1"),
+            "distillation": (0 <= self.distillation <= 1, "from 0 to 1"),
+            "least_steps": (self.least_steps >= 0, "0 or more"),
+            "loss": (self.loss in LOSSES, f"one of {', '.join(LOSSES)}"),
+            "focal_gamma": (0 <= self.focal_gamma < math.inf, "0 or more"),
+            "resample": (self.resample in RESAMPLINGS, f"one of {', '.join(RESAMPLINGS)}"),
+            "adversarial_epsilon": (0 <= self.adversarial_epsilon < math.inf, "0, which is off, or more"),
+            "adversarial_steps": (self.adversarial_steps >= 1, "1 or more"),
+        })
+
 
 # %% ../../nbs/2_model/05_train.ipynb #25a07a02
 def suited_to(

@@ -27,7 +27,7 @@ from ..bundle.sign import check_signature, fingerprint, json_of, new_key, privat
 from ..core.config import read_params, stage_values
 from ..core.errors import InputError
 from ..core.files import project_root, read_json, write_json
-from ..core.records import processor_name, records_of
+from ..core.records import MEASURED, processor_name, records_of
 from .bundle import model_parameters, provenance_of
 from .card import release_card
 from .card_pages import read_card, write_card
@@ -237,8 +237,8 @@ def _manifest_hash(manifest: Mapping[str, Any]) -> str:
 
 
 def _measured(root: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    "metrics/budget.json, if these very artifacts were measured here."
-    path = root / "metrics" / "budget.json"
+    "The budget.json of the stage measure, if these very artifacts were measured here."
+    path = root / MEASURED / "budget.json"
     return read_json(path) if "measure" in facts["stages"] and path.exists() else None
 
 
