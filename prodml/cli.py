@@ -393,5 +393,5 @@ def main(
 
 # %% ../nbs/cli.ipynb #25291da0
 #| eval: false
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # as a program, not cell by cell
     sys.exit(main())

@@ -177,5 +177,5 @@ def _pair(text: str) -> tuple[str, str]:
 
 # %% ../../nbs/0_core/04_runner.ipynb #25291da0
 #| eval: false
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # as a program, not cell by cell
     sys.exit(main())

@@ -197,7 +197,7 @@ def run_observe(
 
 # %% ../../nbs/4_serve/15_operations.ipynb #d0706015
 #| eval: false
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # as a program, not cell by cell
     _parser = ArgumentParser(prog="python -m prodml.serve.operations", description="Write dashboard and alert rules.")
     observe_arguments(_parser)
     sys.exit(run_observe(_parser.parse_args()))

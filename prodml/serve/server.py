@@ -717,7 +717,7 @@ def _words(given: argparse.Namespace) -> list[str]:
 
 # %% ../../nbs/4_serve/05_server.ipynb #b1247dda
 #| eval: false
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # as a program, not cell by cell
     _parser = argparse.ArgumentParser(prog="python -m prodml.serve.server", description="Serve a bundle.")
     serve_arguments(_parser)
     try:
