@@ -305,8 +305,11 @@ def prunings_for(
     base: PruneSettings, # all else
 ) -> tuple[dict[str, PruneSettings], dict[str, str]]:
     "The prunings that the network has, by name, and why not for each other one; a network that cannot be cut is searched uncut."
-    ways = space.prunings(base)
+    ways, count = space.prunings(base), len(dense.hidden_widths())
     reasons = {name: reason_to_keep(dense, way) or reason_for_depth(dense, way.depth, way.protected) for name, way in ways.items()}
+    for name, way in ways.items():
+        if not reasons[name] and 0 in space.depth and 0 < count <= way.depth:
+            reasons[name] = f"the network has {count} hidden layers, so this is what depth 0 is"
     left = {name: way for name, way in ways.items() if not reasons[name]}
     return left or {"uncut": replace(base, width_ratio=1.0, depth=0)}, {name: reason for name, reason in reasons.items() if reason}
 

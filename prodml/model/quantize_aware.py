@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from ..core.config import read_settings
 from ..core.errors import InputError
 from .export import to_onnx
-from .networks import Network
+from .networks import Network, TabM
 from .quantize import QuantizeSettings, layers
 from .rows import Rows
 from .train import TrainSettings, fit_temperature, predict_logits, train
@@ -76,18 +76,37 @@ def _round_first(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, 
 
 # %% ../../nbs/2_model/09_quantize_aware.ipynb #8bd57498
 def layers_to_round(
-    network: Network, # any network whose products are linear layers
-    keep: list[str], # names of layers that stay in float32
+    network: Network, # any
+    settings: QuantizeSettings, # mode, and the layers that stay in float32
 ) -> dict[str, nn.Module]:
-    "The embedding table and the linear layers that are not kept, by name; InputError if the network has products of another kind."
-    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not linear or linear[-1] is not network.head:
-        raise InputError(f"a network of kind {network.architecture.kind} has layers that cannot be rounded in training", "Quantize it after training, or choose kind mlp.")
-    names = [*(f"hidden_{number}" for number in range(1, len(linear))), "head"]
-    found = dict(zip(names, linear))
-    if network.encoder.table is not None:
+    "The embedding table and the layers that are not kept, by the names of `layers`; InputError if one of them cannot be rounded in training."
+    products = _products(network)
+    names = [*(f"hidden_{number}" for number in range(1, len(products))), "head"]
+    found = {name: module for name, module in zip(names, products) if name not in settings.keep}
+    if network.encoder.table is not None and "table" not in settings.keep:
         found = {"table": network.encoder.table, **found}
-    return {name: module for name, module in found.items() if name not in keep}
+    if isinstance(network, TabM) and (settings.mode != "weights" or "head" in found):
+        raise InputError(
+            "a tabm network can be rounded in training only in mode weights, and without its head, which is a stack of matrices",
+            "Set quantize.mode to weights and leave head in quantize.keep, or set quantize.aware.epochs to 0.",
+        )
+    return found
+
+
+def _products(network: Network) -> list[nn.Module]:
+    "The modules with a weight matrix behind the entrance, in the order in which a row meets them, which is that of the exported graph."
+    called: list[nn.Module] = []
+    modules = [module for name, module in network.named_modules() if hasattr(module, "in_features") and not name.startswith("encoder.")]
+    hooks = [module.register_forward_hook(lambda module, *_: called.append(module)) for module in modules]
+    training, device = network.training, network.temperature.device
+    numbers = torch.zeros(2, len(network.inputs.numeric), device=device)
+    codes = torch.zeros(2, len(network.inputs.categorical), dtype=torch.int64, device=device)
+    with torch.no_grad():
+        network.eval()(numbers, codes)
+    network.train(training)
+    for hook in hooks:
+        hook.remove()
+    return called
 
 
 def round_in_training(
@@ -98,7 +117,10 @@ def round_in_training(
     exported = to_onnx(network)
     shapes = {tensor.name: list(tensor.dims) for tensor in exported.graph.initializer}
     written = {layer.name: layer for layer in layers(exported)}
-    for name, module in layers_to_round(network, settings.keep).items():
+    chosen = layers_to_round(network, settings)
+    if len(_products(network)) != len(written) - ("table" in written):
+        raise InputError("the entrance of this network has products of its own, which cannot be rounded in training", "Set quantize.aware.epochs to 0, or model.numeric_embedding to none.")
+    for name, module in chosen.items():
         parts = [module.weight.shape[1]]
         if settings.mode == "weights" and name != "table":
             # The product of the embeddings stands first in the graph, its columns last in the network.
