@@ -65,7 +65,7 @@ def as_yaml(
     "The declaration as YAML on one line, with every text in quotes."
     return json.dumps(declaration, ensure_ascii=False)
 
-# %% ../../nbs/1_data/01_column_looks.ipynb #f84d5c30
+# %% ../../nbs/1_data/01_column_looks.ipynb #b8c64778
 ALMOST, SOME = 0.95, 0.05
 HELD = 1000
 
@@ -77,7 +77,7 @@ class Looks:
         self.reading, self.counts = reading, Counter()
         self.numbers: dict[str, int] = {} # some plain numbers, each with its row
         self.others: dict[str, list[int]] = {} # values that are neither number nor time: [how often, first row]
-        self.unheld = 0 # such values beyond the first HELD different ones
+        self.unheld, self.rows = 0, 0 # such values beyond the first HELD different ones; rows with a value or without
 
     def add(
         self,
@@ -86,6 +86,7 @@ class Looks:
     ) -> None:
         "Count one piece. Most columns need two or three passes: what all values are, or none, is not asked again."
         there = len(values) - values.null_count
+        self.rows += len(values)
         self.counts["all"] += there
         kind = self.reading.kind
         if kind == "time" and not self.reading.time_format:
