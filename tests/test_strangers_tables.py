@@ -4,7 +4,7 @@ import gzip
 import io
 import json
 import zipfile
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -166,12 +166,12 @@ def test_lines_above_the_header(tmp_path, above):
 
 def test_no_header(tmp_path):
     assert "no header" in str(asked(tmp_path, ROWS))
-    table, _ = took(tmp_path, ROWS, header=["age", "city", "at", "paid"])
-    assert table.num_rows == 12 and table["age"][0].as_py() == 47.0
-    assert took(tmp_path, ROWS, skip=0)[0].num_rows == 11, "skip: 0 takes the first line for the header"
-    assert took(tmp_path, "x\n" + ROWS, skip=1, header=["age", "city", "at", "paid"])[0].num_rows == 12
     assert asked(tmp_path, "p,x,s\ne,x,s\np,y,n\n" * 3).proposals[0].declaration == {"header": ["column_1", "column_2", "column_3"]}
     assert asked(tmp_path, "0.02,0.03,R\n0.05,0.01,M\n0.02,0.1,R\n").column is None
+    table, _ = took(tmp_path, ROWS, header=["age", "city", "at", "paid"])
+    assert table.num_rows == 12 and table["age"][0].as_py() == 47.0
+    assert took(tmp_path, ROWS.split("\n", 1)[0] + "\n9,Metz,2020-01-01,no\n8,Metz,2020-01-02,no\n", skip=0)[0].num_rows == 2, "skip: 0 takes the first line for the header"
+    assert took(tmp_path, "x\n" + ROWS, skip=1, header=["age", "city", "at", "paid"])[0].num_rows == 12
     with pytest.raises(InputError, match="names 2 columns .* has 4 values"):
         took(tmp_path, ROWS, header=["age", "city"])
 
@@ -242,7 +242,7 @@ def test_no_parquet_type_refuses_the_table(tmp_path):
     day, second = datetime(2021, 5, 24), np.timedelta64(1_500, "ms")
     table = pa.table({
         "n": [1, 2], "tags": [["x"], []], "place": [{"lat": 1.0}, None], "more": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())), "none": pa.nulls(2), "ns": pa.array([1_621_814_400_000_000_001, None], pa.timestamp("ns")),
-        "price": pa.array(["1.50", None]).cast(pa.decimal128(10, 2)), "whole": pa.array([15, None]).cast(pa.decimal128(18, 0)), "u": pa.array([2**63 - 1, 5], pa.uint64()), "clock": pa.array([3_600_000, None], pa.time32("ms")), "precise": pa.array([1, None], pa.time64("ns")),
+        "price": pa.array(["1.50", None]).cast(pa.decimal128(10, 2)), "whole": pa.array(["15", None]).cast(pa.decimal128(18, 0)), "u": pa.array([2**63 - 1, 5], pa.uint64()), "clock": pa.array([3_600_000, None], pa.time32("ms")), "precise": pa.array([1, None], pa.time64("ns")),
         "took": pa.array([second, None], pa.duration("ms")), "word": pa.array(["a", None]).dictionary_encode(), "number": pa.array([7, 7]).dictionary_encode(), "raw": [b"text", b"m\xc3\xa9"], "blob": [b"\xff\x00", None], "half": pa.array([1.5, None], pa.float16()), "day": pa.array([day.date(), None]),
     })
     rows, columns = took(tmp_path, table, name="t.parquet")
@@ -286,7 +286,7 @@ def test_times_with_and_without_an_offset(tmp_path):
     assert table["at"].to_pylist()[:2] == [datetime(2022, 10, 29, 2), datetime(2022, 10, 29, 0, 5)] and "read as UTC" in columns["at"]["notes"][0]
 
 
-CELLS = ["2", "2.0", "2.", " 2", "2 ", "+2", "-2.00", "2e3", "2.5", ".5", "1e400", "inf", "nan", "0x10", "1_000", "1,5", "9007199254740993", "9223372036854775807", "9223372036854775808", "-9223372036854775809", "1e19", "٣", "two", "--2"]
+CELLS = ["2", "2.0", "2.", " 2", "2 ", "+2", "-2.00", "2e3", "2.5", ".5", "1e400", "inf", "nan", "0x10", "1_000", "1,5", "9007199254740993", "9223372036854775807", "9223372036854775808", "1e19", "٣", "two", "--2"]
 
 
 @pytest.mark.parametrize("kind", ["int", "float"])
@@ -379,8 +379,8 @@ def test_declarations_that_make_no_sense(tmp_path):
 
 
 def test_the_report_names_every_column(tmp_path):
-    table, columns = took(tmp_path, csv(a=[1, 2], b=["x", "y"], c=["00501", "10001"], d=[None, None]))
+    _, columns = took(tmp_path, csv(a=[1, 2], b=["x", "y"], c=["00501", "10001"], d=[None, None]))
     assert {name: (column["type"], column["why"]) for name, column in columns.items()} == {
         "a": ("int", "all values are whole numbers"), "b": ("text", "the values are text"), "c": ("text", "whole numbers with leading zeros are codes"), "d": ("text", "no row has a value"),
     }
-    assert json.loads((tmp_path / "out" / "types.json").read_text())["t"] == {"a": "int", "b": "text", "c": "text", "d": "text"} and timedelta(0) is not table
+    assert json.loads((tmp_path / "out" / "types.json").read_text())["t"] == {"a": "int", "b": "text", "c": "text", "d": "text"}

@@ -128,7 +128,7 @@ def _time_formats(given: Any, refuse: Callable) -> tuple[str, ...]:
     formats = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, (list, tuple)) else (given,)
     for form in formats:
         try:
-            sample = pa.array(["0"]) if form in EPOCHS else pc.strftime(pa.array([datetime(2013, 12, 31)]), form, locale="C")
+            sample = pa.array(["0"]) if form in EPOCHS else pc.strftime(pa.array([datetime(2013, 12, 31)], pa.timestamp("s")), form, locale="C")
             read = formatted_times(sample, (form,))[0].as_py()
             known = read is not None and (form in EPOCHS or read.year == 2013)
         except (pa.ArrowInvalid, ValueError, TypeError):

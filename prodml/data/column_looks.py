@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -358,8 +358,9 @@ def _time_numbers(looks: Looks) -> Iterator[Proposal]:
     text = pa.array(list(looks.numbers), pa.string())
     for form, first in (("%Y%m%d", 1900), ("%Y%m%d%H%M%S", 1900), *((epoch, 2000) for epoch in EPOCHS)):
         times = formatted_times(text, (form,))
-        ends = pc.min_max(times).as_py()
-        if not times.null_count and datetime(first, 1, 1) <= ends["min"] and ends["max"] < datetime(2100, 1, 1):
+        ends = pc.min_max(times.cast(pa.int64())).as_py()
+        low, high = ((datetime(year, 1, 1) - datetime(1970, 1, 1)) // timedelta(microseconds=1) for year in (first, 2100))
+        if not times.null_count and low <= ends["min"] and ends["max"] < high:
             value, row = next(iter(looks.numbers.items()))
             yield Proposal({"type": "time", "time_format": form}, 1.0, value, row, f"whole numbers that could be times ({form})", asked=False)
 

@@ -95,7 +95,8 @@ def typed_batches(
                     bad.setdefault(place, name)
         for place, name in sorted(bad.items()):
             cells = batch.select(list(readings))
-            rejects.add(batch.column("source_row")[place].as_py(), *misfit(cells.column(name)[place].as_py(), readings[name], name), as_line(cells, place, ","), name)
+            row = batch.column("source_row")[place].as_py()
+            rejects.add(row, *misfit(cells.column(name)[place].as_py(), readings[name], name, row), as_line(cells, place, ","), name)
         rows = pa.RecordBatch.from_pydict({**columns, "source_row": batch.column("source_row")})
         yield rows.filter(pa.array(~np.isin(np.arange(batch.num_rows), list(bad)))) if bad else rows
 
