@@ -68,7 +68,7 @@ HANDS = {
     "percent": (["45%", "3.5%", "100%"], [45.0, 3.5, 100.0]), "dollars": (["$2,000.00", "$5.10", "-$7.00"], [2000.0, 5.1, -7.0]), "euros": (["1.234,50 €", "3,00 €", "-1,20 €"], [1234.5, 3.0, -1.2]),
     "a code of a currency": (["USD 5", "USD 1,200", "USD 7"], [5, 1200, 7]), "accounts": (["(12.30)", "4.00", "1,100.00"], [-12.3, 4.0, 1100.0]), "a trailing minus": (["12.3-", "4.0", "5.5"], [-12.3, 4.0, 5.5]),
     "doses": (["300 mg", "0.3 g", "1.566 g"], [300.0, 300.0, 1566.0]), "months": (["36 months", "60 months", "1 month"], [36, 60, 1]), "followers": (["1.2k", "3M", "800"], [1200.0, 3_000_000.0, 800.0]),
-    "thousands": (["1,234,567.5", "12", "3"], [1234567.5, 12.0, 3.0]), "Swiss": (["1'234.5", "12", "3"], [1234.5, 12.0, 3.0]), "French": (["1 234,5", "12", "3"], [1234.5, 12.0, 3.0]), "a narrow blank": (["1\u202f234,5", "1\u202f000", "3"], [1234.5, 1000.0, 3.0]),
+    "millions with points": (["1.234.567", "12", "3"], [1234567, 12, 3]), "thousands": (["1,234,567.5", "12", "3"], [1234567.5, 12.0, 3.0]), "Swiss": (["1'234.5", "12", "3"], [1234.5, 12.0, 3.0]), "French": (["1 234,5", "12", "3"], [1234.5, 12.0, 3.0]), "a narrow blank": (["1\u202f234,5", "1\u202f000", "3"], [1234.5, 1000.0, 3.0]),
     "clock": (["08:30", "17:45", "23:59"], [510, 1065, 1439]), "an American clock": (["8:30 AM", "12:15 AM", "1:00 pm"], [510, 15, 780]), "durations": (["1:02:30", "0:00:30", "100:00:00"], [62.5, 0.5, 6000.0]),
     "question marks": (["5", "?", "7"], [5, None, 7]), "dashes": (["5.5", "-", "7"], [5.5, None, 7.0]), "unknown dollars": (["$5", "unknown", "$7"], [5, None, 7]), "degrees": (["21.5 °C", "-3 °C", "0 °C"], [21.5, -3.0, 0.0]),
 }
@@ -89,6 +89,7 @@ DATES = {
     "24-May-2021": datetime(2021, 5, 24), "24 May 2021": datetime(2021, 5, 24), "May 24, 2021": datetime(2021, 5, 24), "September 24, 2021": datetime(2021, 9, 24), "24/05/2021": datetime(2021, 5, 24), "05/24/2021": datetime(2021, 5, 24),
     "24.05.2021": datetime(2021, 5, 24), "5/24/21": datetime(2021, 5, 24), "2021/05/24": datetime(2021, 5, 24), "24.05.2021 15:03": datetime(2021, 5, 24, 15, 3), "05/24/2021 03:15 PM": datetime(2021, 5, 24, 15, 15), "2021-05": datetime(2021, 5, 1),
     "2021-5-24": datetime(2021, 5, 24), "Mon, 24 May 2021": datetime(2021, 5, 24), "24MAY2021": datetime(2021, 5, 24), "May 2021": datetime(2021, 5, 1), "24/May/2021:15:03:11": datetime(2021, 5, 24, 15, 3, 11),
+    "24/05/2021 10:00:00.5": datetime(2021, 5, 24, 10, 0, 0, 500_000), "Mon, 24 May 2021 10:00:00 GMT": datetime(2021, 5, 24, 10), "Mon May 24 10:00:00 2021": datetime(2021, 5, 24, 10),
 }
 
 
@@ -128,7 +129,7 @@ def test_all_questions_of_a_table_come_at_once(tmp_path):
     assert {name: column["type"] for name, column in columns.items()} == {"price": "int", "age": "int", "at": "time", "word": "text"}
 
 
-@pytest.mark.parametrize("values", [["A/5 21171", "113803", "PC 17599", "347082"], ["12B", "7A", "3C", "14"], ["0", "1", "2", "3+"], ["N14228", "N24211"], ["1st", "2nd"], ["5 Main St", "7 Oak Ave"], ["yes", "no"], ["10+ years", "< 1 year", "3 years"]])
+@pytest.mark.parametrize("values", [["A/5 21171", "113803", "PC 17599", "347082"], ["12B", "7A", "3C", "14"], ["0", "1", "2", "3+"], ["N14228", "N24211"], ["1st", "2nd"], ["5 Main St", "7 Oak Ave"], ["yes", "no"], ["1.2.3", "1.10.0"], ["10.0.0.1", "10.0.0.2"], ["120/80", "130/85"], ["10+ years", "< 1 year", "3 years"]])
 def test_what_is_text_is_not_asked_about(tmp_path, values):
     table, columns = took(tmp_path, csv(c=values * 5))
     assert columns["c"]["type"] == "text" and table["c"].to_pylist() == values * 5
@@ -137,6 +138,22 @@ def test_what_is_text_is_not_asked_about(tmp_path, values):
 def test_words_among_numbers_are_noted(tmp_path):
     _, columns = took(tmp_path, csv(ticket=["113803", "A/5 21171", "PC 17599", "STON/O2 3101282", "17463"]))
     assert "40% of the values are numbers" in columns["ticket"]["notes"][0] and "'A/5 21171'" in columns["ticket"]["notes"][0]
+
+
+@pytest.mark.parametrize("values, said", [(["24 mai 2021", "3 juin 2021"], "look like dates"), (["2021-W03", "2021-W04"], "look like dates"), (["120/80", "130/85"], "begin with a number"), (["40.7N", "39.1N"], "begin with a number"), (["5 ± 1", "7 ± 2"], "begin with a number")])
+def test_what_a_person_would_read_as_a_date_or_number_is_noted(tmp_path, values, said):
+    _, columns = took(tmp_path, csv(c=values * 5))
+    assert columns["c"]["type"] == "text" and said in columns["c"]["notes"][0] and repr(values[0]) in columns["c"]["notes"][0]
+
+
+def test_dates_of_zeros_mean_missing(tmp_path):
+    table, _ = answered(tmp_path, csv(at=["24/05/2021", "00/00/0000", "25/05/2021", "26/05/2021"] * 5))
+    assert table["at"].to_pylist()[:2] == [datetime(2021, 5, 24), None]
+
+
+def test_one_point_and_three_digits_may_be_a_thousand(tmp_path):
+    doubt = asked(tmp_path, csv(c=["€1.234", "€2.500"] * 5))
+    assert [one.declaration.get("thousands") for one in doubt.proposals] == [".", None] and "or numbers with" in str(doubt)
 
 
 def test_null_values_of_a_table_and_of_a_column(tmp_path):
@@ -154,6 +171,11 @@ def test_blanks_that_nobody_sees(tmp_path):
 # Where the table lies in the file
 
 ROWS = "47.0,Lyon,2021-05-24,no\n43.5,Paris,2021-09-11,no\n55.0,Lyon,2022-01-21,yes\n" * 4
+
+
+def test_a_line_for_excel(tmp_path):
+    table, _ = answered(tmp_path, "sep=;\na;b\n1,5;x\n2,5;y\n")
+    assert table["a"].to_pylist() == [1.5, 2.5] and table["b"].to_pylist() == ["x", "y"]
 
 
 @pytest.mark.parametrize("above", ["Sales report\n", "Sales report\nof 2021, all shops\n\n", '"Report; made by x"\n\n\n', "Report,,,\n,,,\n", "# made by a tool\n# version 3\n"])

@@ -178,10 +178,12 @@ _SEPARATORS = [(".", ","), (",", "."), (",", ""), (".", " "), (",", " "), (".", 
 def _separators(numbers: list[str], reading: Reading) -> list[tuple[str, str]]:
     "The pairs of decimal sign and thousands separator that fit most of the numbers; one of them unless they fit equally."
     as_is, used = (reading.decimal, reading.thousands), set("".join(numbers))
-    pairs = [as_is, *(pair for pair in _SEPARATORS if pair != as_is and (pair[0] == "." or pair[0] in used) and (not pair[1] or pair[1] in used))]
+    pairs = [as_is, *(pair for pair in _SEPARATORS if pair != as_is and (pair[1] in used if pair[1] else pair[0] in used))]
     text = pa.array(numbers, pa.string())
     fits = [pc.sum(looks_like(text, "float", Reading(decimal=pair[0], thousands=pair[1]))).as_py() or 0 for pair in pairs]
     best = max(fits)
+    if as_is == (".", "") and fits[0] == best and numbers and all(re.fullmatch(r"[0-9]{1,3}(\.[0-9]{3})+", number) for number in numbers):
+        return [(",", "."), as_is] # 1.234 with a unit may be a thousand
     return [as_is] if fits[0] == best else [pair for pair, fit in zip(pairs, fits) if fit == best]
 
 
@@ -251,10 +253,10 @@ def _tried(looks: Looks, hand: Reading, why: str) -> Proposal:
 
 
 def _missing_words(looks: Looks, left: Iterable[str]) -> list[str]:
-    "The values that are left, if they are few words without a digit."
+    "The values that are left, if they are few words without a digit, or a date of zeros."
     words = sorted(set(left))
     few = 0 < len(words) <= _MISSING_WORDS and not looks.unheld
-    return words if few and not any(re.search(r"\d", word) for word in words) else []
+    return words if few and not any(re.search(r"\d", word) for word in words if not re.fullmatch(r"0[-0]*[-/.][-0/.: T]*", word)) else []
 
 
 def _declaration(hand: Reading, reading: Reading, missing: list[str] = []) -> dict[str, Any]:
@@ -275,9 +277,9 @@ def _declaration(hand: Reading, reading: Reading, missing: list[str] = []) -> di
 _DATES = (
     "%Y-%m-%d", "%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y.%m.%d", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y", "%d-%m-%y", "%m-%d-%y",
     "%d-%b-%Y", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y", "%d-%b-%y", "%d %b %y", "%d%b%Y", "%d%b%y", "%d/%b/%Y", "%d. %B %Y", "%d-%B-%Y", "%Y-%b-%d", "%a, %d %b %Y",
-    "%a %d %b %Y", "%a %b %d %Y", "%A, %B %d, %Y", "%A, %d %B %Y", "%Y-%m", "%Y/%m", "%m/%Y", "%m-%Y", "%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%Y %b", "%y-%b",
+    "%a %d %b %Y", "%a %b %d %Y", "%A, %B %d, %Y", "%A, %d %B %Y", "%Y-%m", "%Y/%m", "%m/%Y", "%m-%Y", "%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%Y %b", "%y-%b", "%a %b %d %H:%M:%S %Y",
 )
-_CLOCK_PARTS = ("", " %H:%M", " %H:%M:%S", "T%H:%M:%S", " %I:%M %p", " %I:%M:%S %p", ", %I:%M %p", ", %I:%M:%S %p", ", %H:%M", " %I:%M%p", " %H:%M:%S UTC", " %H.%M", ":%H:%M:%S")
+_CLOCK_PARTS = ("", " %H:%M", " %H:%M:%S", "T%H:%M:%S", " %I:%M %p", " %I:%M:%S %p", ", %I:%M %p", ", %I:%M:%S %p", ", %H:%M", " %I:%M%p", " %H:%M:%S UTC", " %H:%M:%S GMT", " %H.%M", ":%H:%M:%S", " %H:%M:%S.%f", " %H:%M:%S,%f", "T%H:%M:%S,%f")
 _DATELIKE = re.compile(r"(?i)(?=(.*\d){3}).*(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|\d[-/. ]\d)")
 
 
@@ -362,7 +364,7 @@ def _time_numbers(looks: Looks) -> Iterator[Proposal]:
         low, high = ((datetime(year, 1, 1) - datetime(1970, 1, 1)) // timedelta(microseconds=1) for year in (first, 2100))
         if not times.null_count and low <= ends["min"] and ends["max"] < high:
             value, row = next(iter(looks.numbers.items()))
-            yield Proposal({"type": "time", "time_format": form}, 1.0, value, row, f"whole numbers that could be times ({form})", asked=False)
+            yield Proposal({"type": "time", "time_format": form}, 1.0, value, row, f"times written as whole numbers ({form})", asked=False)
 
 
 def proposals(
@@ -476,7 +478,25 @@ def notes(
     if kind == "time" and looks.reading.kind and 0 < counts["zoned"] < counts["time"]:
         found.append(f"{_percent(counts['zoned'] / counts['time'])} of the times have an offset from UTC; the others are read as UTC")
     found += [f"could be {one.why}: {as_yaml(one.declaration)}" for one in proposals(looks) if not one.asked]
+    if kind == "text" and looks.reading.kind is None and not found:
+        found += _unread(looks)
     return found + (_variants(looks) if kind == "text" else [])
+
+
+_UNREAD = {
+    r"(.*\D)?(19|20)\d\d\D+\d.*|.*\d\D+(19|20)\d\d(\D.*)?": "look like dates, in no form that is known ({}): kept as text; time_format takes the signs of strptime",
+    r"[-+]?[^\w\s]?\s?\d[\d.,]*.*": "begin with a number ({}): kept as text; units, negative and clock say how a number is written",
+}
+
+
+def _unread(looks: Looks) -> list[str]:
+    "Values that a person would read as dates or numbers, and that no proposal reads."
+    total = sum(count for count, _ in looks.others.values())
+    for form, said in _UNREAD.items():
+        same = [value for value in looks.others if re.fullmatch(form, value.strip(), re.DOTALL)]
+        if same and sum(looks.others[value][0] for value in same) >= ALMOST * total:
+            return ["the values " + said.format(_shown(same))]
+    return []
 
 
 def _shown(values: Iterable[str]) -> str:

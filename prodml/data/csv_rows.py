@@ -109,6 +109,9 @@ def check_layout(
     path: Path, # for messages
 ) -> None:
     "Doubt if the names do not stand in the first line, or are separated by another sign than a comma; its proposal says how to read the file."
+    told = re.match(r"\s*sep=(.)\s*[\r\n]", text)
+    if told:
+        raise _file_doubt(f"the first line, {told[0].strip()!r}, tells Excel how the columns are separated", {"skip": 1, "delimiter": told[1]}, "a line for Excel above the header", path)
     found = layout(text, delimiter)
     if found is None:
         return

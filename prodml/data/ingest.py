@@ -26,7 +26,7 @@ from ..core.files import artifact, project_root, read_json, sha256_of, write_jso
 from ..core.progress import progress
 from .byte_streams import unchanged
 from .cell_types import ARROW_TYPES, Reading, converted, declared_readings
-from .column_looks import Doubt, Looks, inferred_type, misfit, notes
+from .column_looks import Doubt, Looks, as_yaml, inferred_type, misfit, notes
 from .csv_rows import Rejects, as_line, check_names, csv_batches
 
 # %% ../../nbs/1_data/01_ingest.ipynb #6711e2ca
@@ -287,7 +287,7 @@ class ParquetColumn:
             kind = self.looks.reading.kind or inferred_type(self.looks, self.path.name, self.name)[0]
         except Doubt as doubt:
             return [f"the file has text, but {doubt.problem}"]
-        numbers = [f"the file has text, but all values are of the type {kind}: declare that if they are"] if kind != "text" else []
+        numbers = [f"the file has text, but all values are of the type {kind}: declare that if they are ({as_yaml({self.name: kind})})"] if kind != "text" else []
         return numbers + notes(self.looks, "text")
 
     def typed(self, values: pa.Array, first_row: int) -> pa.Array:
