@@ -135,7 +135,7 @@ def test_a_target_with_one_class(tmp_path):
 
 
 def test_a_target_that_is_not_binary(tmp_path):
-    stopped(tmp_path, "validate", "column paid", "not binary: it has the values maybe, no, yes", people=people().assign(paid=lambda t: t.paid.where(t.age > 30, "maybe")))
+    stopped(tmp_path, "validate", "column paid", "not binary: it has the values 'maybe', 'no', 'yes'", people=people().assign(paid=lambda t: t.paid.where(t.age > 30, "maybe")))
 
 
 def test_a_missing_target(tmp_path):

@@ -8,6 +8,7 @@ __all__ = ['MARK', 'unchanged', 'opened_csv', 'unmarked', 'Utf8Stream']
 # %% ../../nbs/1_data/01_byte_streams.ipynb #ee0c3a8d
 import codecs
 import gzip
+import re
 import threading
 import zipfile
 import zlib
@@ -53,20 +54,35 @@ def opened_csv(
     "A binary stream of the CSV text; InputError if the file is something else, or the archive is broken or holds no single file."
     _check_magic(path)
     try:
-        if path.suffix.lower() == ".zip":
-            with zipfile.ZipFile(path) as archive, archive.open(_only_member(archive, path)) as stream:
-                yield stream
-        else:
-            with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as stream:
-                yield stream
+        with _unpacked(path) as stream:
+            _check_start(stream.read(64), path)
+        with _unpacked(path) as stream:
+            yield stream
     except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise InputError(f"the archive is broken or cut short ({error})", "Fetch the file again.", file=path) from None
 
 
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Any]:
+    if path.suffix.lower() == ".zip":
+        with zipfile.ZipFile(path) as archive, archive.open(_only_member(archive, path)) as stream:
+            yield stream
+    else:
+        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as stream:
+            yield stream
+
+
 _MAGIC = {
     b"PK\x03\x04": "a zip archive or an Excel workbook", b"\x1f\x8b": "a gzip file", b"PAR1": "a Parquet file", b"\xd0\xcf\x11\xe0": "an old Excel workbook",
-    b"BZh": "a bzip2 file", b"\xfd7zXZ": "an xz file", b"\x28\xb5\x2f\xfd": "a zstd file", b"SQLite format": "a SQLite database", b"%PDF": "a PDF",
+    b"BZh": "a bzip2 file", b"\xfd7zXZ": "an xz file", b"\x28\xb5\x2f\xfd": "a zstd file", b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a RAR archive",
+    b"SQLite format": "a SQLite database", b"%PDF": "a PDF", b"\x89HDF": "an HDF5 file", b"ARROW1": "an Arrow or Feather file", b"ORC": "an ORC file", b"Obj\x01": "an Avro file",
+    b"$FL2": "an SPSS file", b"<stata_dta>": "a Stata file", b"\x80\x04\x95": "a Python pickle", b"\x80\x05\x95": "a Python pickle", b"RDX": "an R data file", b"{\\rtf": "an RTF document",
 }
+_TEXTS = {
+    r"[\[{]\s*[\[{\"\]}]": "JSON", r"<!doctype html|<html|<table|<head|<body": "an HTML page", r"<\?xml|<[a-z:]+( [a-z:]+=|>)": "XML", r"%%?matrixmarket": "a Matrix Market file",
+    r"@relation\b": "an ARFF file", r"-- |(create|drop|insert|begin)\b[^,;\t|]*[;(]": "an SQL script", r"(could not|error|access denied|404)[^,;\t|]*$": "an error message",
+}
+_REMEDY = "Save the table as CSV or Parquet"
 _EXPECTED = {".zip": b"PK", ".gz": b"\x1f\x8b"}
 
 
@@ -75,7 +91,19 @@ def _check_magic(path: Path) -> None:
         start = stream.read(16)
     for magic, said in _MAGIC.items():
         if start.startswith(magic) and magic[:2] != _EXPECTED.get(path.suffix.lower()):
-            raise InputError(f"the file is {said}, not CSV text", "Save the table as CSV or Parquet, and name an archive .zip or .gz.", file=path)
+            raise InputError(f"the file is {said}, not CSV text", f"{_REMEDY}, and name an archive .zip or .gz.", file=path)
+
+
+def _check_start(start: bytes, path: Path) -> None:
+    "InputError where a packed file holds something else than text, or the text is none of rows."
+    packed = path.suffix.lower() in _EXPECTED
+    for magic, said in _MAGIC.items() if packed else ():
+        if start.startswith(magic):
+            raise InputError(f"the archive holds {said}, not CSV text", f"{_REMEDY}.", file=path)
+    text = start.decode("utf-8-sig", "ignore").lstrip()
+    for form, said in _TEXTS.items():
+        if re.match(form, text, re.IGNORECASE):
+            raise InputError(f"the file is {said}, not CSV text: it begins with {text[:40]!r}", f"{_REMEDY}, as in pandas.read_json(...).to_csv(..., index=False)." if said == "JSON" else f"{_REMEDY}.", file=path)
 
 
 def _only_member(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:

@@ -52,12 +52,26 @@ def formatted_times(
         if form in EPOCHS:
             times = pc.coalesce(times, _since_epoch(trimmed, EPOCHS[form]))
             continue
-        found = pc.strptime(trimmed, format=form, unit="s", error_is_null=True)
-        again = pc.equal(*(pc.replace_substring_regex(pc.utf8_lower(text), r"(^|[^0-9])0+([0-9])", r"\1\2") for text in (pc.strftime(found, form, locale="C"), trimmed)))
+        plain, text = (form, trimmed) if "%f" not in form else (re.sub("[.,]%f", "", form), pc.replace_substring_regex(trimmed, _FRACTION, r"\1"))
+        found = pc.strptime(text, format=plain, unit="s", error_is_null=True)
+        again = pc.equal(*(pc.replace_substring_regex(pc.utf8_lower(one), r"(^|[^0-9])0+([0-9])", r"\1\2") for one in (pc.strftime(found, plain, locale="C"), text)))
         if "%Y" in form: # four digits: 1/2/13 is not in the year 13
             again = pc.and_(again, pc.greater_equal(pc.year(found), 1000))
-        times = pc.coalesce(times, pc.if_else(again, found, None).cast(pa.timestamp("us")))
+        if form.endswith("%y"): # and a year of one digit is none: 1.2.3 is a version
+            again = pc.and_(again, pc.match_substring_regex(text, "[0-9]{2}$"))
+        read = pc.if_else(again, found, None).cast(pa.timestamp("us"))
+        times = pc.coalesce(times, read if "%f" not in form else _with_fraction(read, trimmed))
     return times
+
+
+_FRACTION = "(:[0-9]{2})[.,]([0-9]{1,9})"
+
+
+def _with_fraction(times: pa.Array, text: pa.Array) -> pa.Array:
+    "The times with the fraction of a second that the text has, cut to microseconds."
+    found = pc.struct_field(pc.extract_regex(text, "(?P<second>:[0-9]{2})[.,](?P<fraction>[0-9]{1,9})"), "fraction")
+    digits = pc.utf8_slice_codeunits(pc.utf8_rpad(pc.coalesce(found, pa.scalar("0")), 6, "0"), 0, 6)
+    return pc.add(times.cast(pa.int64()), pc.cast(digits, pa.int64())).cast(pa.timestamp("us"))
 
 
 def _since_epoch(trimmed: pa.Array, microseconds: float) -> pa.Array:
@@ -128,7 +142,7 @@ def _time_formats(given: Any, refuse: Callable) -> tuple[str, ...]:
     formats = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, (list, tuple)) else (given,)
     for form in formats:
         try:
-            sample = pa.array(["0"]) if form in EPOCHS else pc.strftime(pa.array([datetime(2013, 12, 31)]), form, locale="C")
+            sample = pa.array(["0"]) if form in EPOCHS else pc.strftime(pa.array([datetime(2013, 12, 31)], pa.timestamp("s")), re.sub("[.,]%f", "", form), locale="C")
             read = formatted_times(sample, (form,))[0].as_py()
             known = read is not None and (form in EPOCHS or read.year == 2013)
         except (pa.ArrowInvalid, ValueError, TypeError):

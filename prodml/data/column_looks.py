@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def as_yaml(
     "The declaration as YAML on one line, with every text in quotes."
     return json.dumps(declaration, ensure_ascii=False)
 
-# %% ../../nbs/1_data/01_column_looks.ipynb #f84d5c30
+# %% ../../nbs/1_data/01_column_looks.ipynb #f254c6cb
 ALMOST, SOME = 0.95, 0.05
 HELD = 1000
 
@@ -76,8 +76,9 @@ class Looks:
     def __init__(self, reading: Reading):
         self.reading, self.counts = reading, Counter()
         self.numbers: dict[str, int] = {} # some plain numbers, each with its row
+        self.times: dict[str, int] = {} # and some times
         self.others: dict[str, list[int]] = {} # values that are neither number nor time: [how often, first row]
-        self.unheld = 0 # such values beyond the first HELD different ones
+        self.unheld, self.rows = 0, 0 # such values beyond the first HELD different ones; rows with a value or without
 
     def add(
         self,
@@ -86,6 +87,7 @@ class Looks:
     ) -> None:
         "Count one piece. Most columns need two or three passes: what all values are, or none, is not asked again."
         there = len(values) - values.null_count
+        self.rows += len(values)
         self.counts["all"] += there
         kind = self.reading.kind
         if kind == "time" and not self.reading.time_format:
@@ -96,10 +98,12 @@ class Looks:
         number = self._count("float", values)
         if number:
             self._count("int", values) and self._count("padded", values)
-            self._keep_numbers(values, rows)
+            self._keep("float", self.numbers, values, rows)
         if number < there:
             found = self._count("time", values)
-            found and self._count("zoned", values)
+            if found:
+                self._count("zoned", values)
+                self._keep("time", self.times, values, rows)
             if number + found < there:
                 known = pc.or_(looks_like(values, "float", self.reading), looks_like(values, "time", self.reading))
                 rest = pc.invert(known)
@@ -110,12 +114,11 @@ class Looks:
         self.counts[kind] += found
         return found
 
-    def _keep_numbers(self, values: pa.Array, rows: pa.Array) -> None:
-        if len(self.numbers) < HELD:
-            plain = looks_like(values[: 4 * HELD], "float", self.reading)
-            pairs = zip(values[: 4 * HELD].filter(plain).to_pylist(), rows[: 4 * HELD].filter(plain).to_pylist())
-            for value, row in pairs:
-                self.numbers.setdefault(value, row)
+    def _keep(self, kind: str, kept: dict[str, int], values: pa.Array, rows: pa.Array) -> None:
+        if len(kept) < HELD:
+            plain = looks_like(values[: 4 * HELD], kind, self.reading)
+            for value, row in zip(values[: 4 * HELD].filter(plain).to_pylist(), rows[: 4 * HELD].filter(plain).to_pylist()):
+                kept.setdefault(value, row)
 
     def _hold(self, values: pa.Array, rows: pa.Array) -> None:
         coded = values.dictionary_encode()
@@ -175,10 +178,12 @@ _SEPARATORS = [(".", ","), (",", "."), (",", ""), (".", " "), (",", " "), (".", 
 def _separators(numbers: list[str], reading: Reading) -> list[tuple[str, str]]:
     "The pairs of decimal sign and thousands separator that fit most of the numbers; one of them unless they fit equally."
     as_is, used = (reading.decimal, reading.thousands), set("".join(numbers))
-    pairs = [as_is, *(pair for pair in _SEPARATORS if pair != as_is and (pair[0] == "." or pair[0] in used) and (not pair[1] or pair[1] in used))]
+    pairs = [as_is, *(pair for pair in _SEPARATORS if pair != as_is and (pair[1] in used if pair[1] else pair[0] in used))]
     text = pa.array(numbers, pa.string())
     fits = [pc.sum(looks_like(text, "float", Reading(decimal=pair[0], thousands=pair[1]))).as_py() or 0 for pair in pairs]
     best = max(fits)
+    if as_is == (".", "") and fits[0] == best and numbers and all(re.fullmatch(r"[0-9]{1,3}(\.[0-9]{3})+", number) for number in numbers):
+        return [(",", "."), as_is] # 1.234 with a unit may be a thousand
     return [as_is] if fits[0] == best else [pair for pair, fit in zip(pairs, fits) if fit == best]
 
 
@@ -248,10 +253,10 @@ def _tried(looks: Looks, hand: Reading, why: str) -> Proposal:
 
 
 def _missing_words(looks: Looks, left: Iterable[str]) -> list[str]:
-    "The values that are left, if they are few words without a digit."
+    "The values that are left, if they are few words without a digit, or a date of zeros."
     words = sorted(set(left))
     few = 0 < len(words) <= _MISSING_WORDS and not looks.unheld
-    return words if few and not any(re.search(r"\d", word) for word in words) else []
+    return words if few and not any(re.search(r"\d", word) for word in words if not re.fullmatch(r"0[-0]*[-/.][-0/.: T]*", word)) else []
 
 
 def _declaration(hand: Reading, reading: Reading, missing: list[str] = []) -> dict[str, Any]:
@@ -268,13 +273,13 @@ def _declaration(hand: Reading, reading: Reading, missing: list[str] = []) -> di
         found["negative"] = hand.negative[0] if len(hand.negative) == 1 else list(hand.negative)
     return found | ({"null_values": [*(reading.null_values or ("",)), *(word.strip() for word in missing)]} if missing else {})
 
-# %% ../../nbs/1_data/01_column_looks.ipynb #2e1c27dc
+# %% ../../nbs/1_data/01_column_looks.ipynb #f11711dc
 _DATES = (
     "%Y-%m-%d", "%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y.%m.%d", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y", "%d-%m-%y", "%m-%d-%y",
     "%d-%b-%Y", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y", "%d-%b-%y", "%d %b %y", "%d%b%Y", "%d%b%y", "%d/%b/%Y", "%d. %B %Y", "%d-%B-%Y", "%Y-%b-%d", "%a, %d %b %Y",
-    "%a %d %b %Y", "%a %b %d %Y", "%A, %B %d, %Y", "%A, %d %B %Y", "%Y-%m", "%Y/%m", "%m/%Y", "%m-%Y", "%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%Y %b", "%y-%b",
+    "%a %d %b %Y", "%a %b %d %Y", "%A, %B %d, %Y", "%A, %d %B %Y", "%Y-%m", "%Y/%m", "%m/%Y", "%m-%Y", "%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%Y %b", "%y-%b", "%a %b %d %H:%M:%S %Y",
 )
-_CLOCK_PARTS = ("", " %H:%M", " %H:%M:%S", "T%H:%M:%S", " %I:%M %p", " %I:%M:%S %p", ", %I:%M %p", ", %I:%M:%S %p", ", %H:%M", " %I:%M%p", " %H:%M:%S UTC", " %H.%M", ":%H:%M:%S")
+_CLOCK_PARTS = ("", " %H:%M", " %H:%M:%S", "T%H:%M:%S", " %I:%M %p", " %I:%M:%S %p", ", %I:%M %p", ", %I:%M:%S %p", ", %H:%M", " %I:%M%p", " %H:%M:%S UTC", " %H:%M:%S GMT", " %H.%M", ":%H:%M:%S", " %H:%M:%S.%f", " %H:%M:%S,%f", "T%H:%M:%S,%f")
 _DATELIKE = re.compile(r"(?i)(?=(.*\d){3}).*(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|\d[-/. ]\d)")
 
 
@@ -289,7 +294,7 @@ def _date_hands(looks: Looks) -> Iterator[Proposal]:
     chosen = _cover(read, len(texts))
     if not chosen:
         return
-    iso = (*looks.reading.time_format, *(_iso_formats(looks) if not looks.reading.time_format and looks.counts["time"] else ()))
+    iso = (*looks.reading.time_format, *_iso_formats(looks))
     rivals = [form for form in forms if form == _swapped(chosen[0]) and read[form].sum() == read[chosen[0]].sum()]
     for first in [chosen[0], *rivals]:
         hand = replace(looks.reading, kind="time", time_format=(*iso, first, *chosen[1:]))
@@ -313,8 +318,13 @@ def _swapped(form: str) -> str:
     return form.replace("%d", "\0").replace("%m", "%d").replace("\0", "%m")
 
 
-def _iso_formats(looks: Looks) -> tuple[str, ...]:
-    return ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M")
+def _iso_formats(looks: Looks) -> list[str]:
+    "The formats of the ISO 8601 times that stand beside the others."
+    text = pa.array(list(looks.times), pa.string())
+    return [form for form in _ISO_FORMATS if formatted_times(text, (form,)).null_count < len(text)] if not looks.reading.time_format else []
+
+
+_ISO_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M")
 
 
 def _clock_hands(looks: Looks) -> Iterator[Proposal]:
@@ -350,10 +360,11 @@ def _time_numbers(looks: Looks) -> Iterator[Proposal]:
     text = pa.array(list(looks.numbers), pa.string())
     for form, first in (("%Y%m%d", 1900), ("%Y%m%d%H%M%S", 1900), *((epoch, 2000) for epoch in EPOCHS)):
         times = formatted_times(text, (form,))
-        ends = pc.min_max(times).as_py()
-        if not times.null_count and datetime(first, 1, 1) <= ends["min"] and ends["max"] < datetime(2100, 1, 1):
+        ends = pc.min_max(times.cast(pa.int64())).as_py()
+        low, high = ((datetime(year, 1, 1) - datetime(1970, 1, 1)) // timedelta(microseconds=1) for year in (first, 2100))
+        if not times.null_count and low <= ends["min"] and ends["max"] < high:
             value, row = next(iter(looks.numbers.items()))
-            yield Proposal({"type": "time", "time_format": form}, 1.0, value, row, f"whole numbers that could be times ({form})", asked=False)
+            yield Proposal({"type": "time", "time_format": form}, 1.0, value, row, f"times written as whole numbers ({form})", asked=False)
 
 
 def proposals(
@@ -368,7 +379,7 @@ def proposals(
         found += [hand for hand in hands if hand.share >= SOME] or [*_null_hands(looks)]
     return sorted(found, key=lambda one: (not one.asked, -one.share))
 
-# %% ../../nbs/1_data/01_column_looks.ipynb #82648742
+# %% ../../nbs/1_data/01_column_looks.ipynb #31260eb5
 def inferred_type(
     looks: Looks, # of all values of the column
     file: str, # for the message
@@ -410,8 +421,8 @@ def _question(looks: Looks, found: list[Proposal], nearly: str | None, file: str
     if set(first.declaration) == {"type", "null_values"}:
         problem = f"{first.example!r} is not a {'time' if first.declaration['type'] == 'time' else 'number'}: {first.why}"
     else:
-        problem = f"{first.example!r} and {share} of the values look like {first.why}"
-        problem += f" (or {found[1].why})" if found[1:] and found[1].share == first.share else ""
+        problem = f"{first.example!r} is no plain number or ISO 8601 time; {share} of the values could be {first.why}"
+        problem += f", or {found[1].why}" if found[1:] and found[1].share == first.share else ""
     remedy = f"Declare the column in conf/data (tables.<table>.columns: {answers}; {as_yaml({column: 'text'})} if it is text)."
     return Doubt(problem, remedy, found, file=file, column=column, row=first.row)
 
@@ -467,7 +478,25 @@ def notes(
     if kind == "time" and looks.reading.kind and 0 < counts["zoned"] < counts["time"]:
         found.append(f"{_percent(counts['zoned'] / counts['time'])} of the times have an offset from UTC; the others are read as UTC")
     found += [f"could be {one.why}: {as_yaml(one.declaration)}" for one in proposals(looks) if not one.asked]
+    if kind == "text" and looks.reading.kind is None and not found:
+        found += _unread(looks)
     return found + (_variants(looks) if kind == "text" else [])
+
+
+_UNREAD = {
+    r"(.*\D)?(19|20)\d\d\D+\d.*|.*\d\D+(19|20)\d\d(\D.*)?": "look like dates, in no form that is known ({}): kept as text; time_format takes the signs of strptime",
+    r"[-+]?[^\w\s]?\s?\d[\d.,]*.*": "begin with a number ({}): kept as text; units, negative and clock say how a number is written",
+}
+
+
+def _unread(looks: Looks) -> list[str]:
+    "Values that a person would read as dates or numbers, and that no proposal reads."
+    total = sum(count for count, _ in looks.others.values())
+    for form, said in _UNREAD.items():
+        same = [value for value in looks.others if re.fullmatch(form, value.strip(), re.DOTALL)]
+        if same and sum(looks.others[value][0] for value in same) >= ALMOST * total:
+            return ["the values " + said.format(_shown(same))]
+    return []
 
 
 def _shown(values: Iterable[str]) -> str:
