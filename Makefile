@@ -53,7 +53,6 @@ smoke: data ## the whole pipeline on a sample, in build/smoke
 	@prodml trial build/smoke run=smoke
 
 lab: data ## JupyterLab on the project; a notebook of nbs/ is saved without outputs, as git holds it
-	@python -m ipykernel install --prefix $(VENV) --name python3 --display-name "Python 3 (prodml)" >/dev/null
 	@jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/nbs --FileContentsManager.pre_save_hook=prodml.core.lab.save_source $(if $(filter 0,$(shell id -u)),--allow-root)
 
 docs: env ## the documentation site in _docs/, from the notebooks as the pipeline executed them

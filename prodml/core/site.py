@@ -113,7 +113,7 @@ def with_mathml(
 
 
 _FORMULA = re.compile(r'<span class="math (?P<kind>inline|display)">\\[(\[](?P<tex>.*?)\\[)\]]</span>', re.DOTALL)
-_KATEX = re.compile(r'<link[^>]*katex[^>]*>|<script[^>]*katex[^>]*></script>|<script>(?:(?!</script>).)*renderMathInElement.*?</script>', re.DOTALL)
+_KATEX = re.compile(r'<link[^>]*katex[^>]*>|<script[^>]*katex[^>]*></script>', re.DOTALL)
 
 # %% ../../nbs/0_core/06_site.ipynb #16ed991f
 class _Page(HTMLParser):
