@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: help env data run test test-all smoke lab docs bench params lock
+.PHONY: help env data run test test-all smoke lab docs walk bench params lock
 
 help: ## this list
 	@echo "prodml: raw, messy tables in; a pruned, quantized PyTorch model out"; echo
@@ -58,6 +58,9 @@ lab: data ## JupyterLab on the project; a notebook of nbs/ is saved without outp
 docs: env ## the documentation site in _docs/, from the notebooks as the pipeline executed them
 	@python -m prodml.core.site
 	@echo "Open _docs/index.html"
+
+walk: data ## every command of README.md, typed by a newcomer in a fresh clone, with the full run
+	@WALK_FULL=1 pytest -s tests/test_walk.py
 
 bench: data ## the measurements that the documentation quotes
 	@for script in bench/*.py; do echo "== $$script"; python $$script; done
