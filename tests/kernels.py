@@ -21,6 +21,12 @@ def failure_by_hand(notebook: Path, root: Path) -> str:
     return ""
 
 
+def is_stage(notebook: Path) -> bool:
+    """Whether the pipeline runs the notebook: it has a cell of parameters."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    return any("parameters" in cell.metadata.get("tags", []) for cell in cells)
+
+
 def mixes_imports(source: str) -> bool:
     """Whether a cell has imports beside other statements; the documentation build would run all of it."""
     try:
