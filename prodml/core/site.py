@@ -152,7 +152,7 @@ def site_faults(
     return faults
 
 
-_CSS_ADDRESS = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s;]+)""")
+_CSS_ADDRESS = re.compile(r"""(?:url\(\s*|@import\s*)["']?(?!url\()([^"')\s;]+)""")
 
 
 def _is_remote(address: str) -> bool:
