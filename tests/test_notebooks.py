@@ -93,7 +93,8 @@ def test_a_notebook_runs_by_hand(path, root):
 
 
 @pytest.mark.slow
-def test_the_site_builds_before_the_first_run(checkout):
+def test_the_site_builds_before_the_first_run(checkout, root):
+    shutil.copytree(root / "metrics", checkout / "metrics")
     done = run("python", "-m", "prodml.core.site", cwd=checkout)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "There are no reports yet" in done.stderr

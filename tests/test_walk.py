@@ -150,14 +150,15 @@ class Newcomer:
 
 @pytest.mark.slow
 def test_a_newcomer_types_what_the_readme_says(checkout, tmp_path):
+    shutil.copytree(ROOT / "metrics", checkout / "metrics")
     if not FULL:
         smoke = (checkout / "conf/run/smoke.yaml").read_text()
         (checkout / "conf/run/sample.yaml").write_text(smoke + SAMPLE_GATES)
         config = checkout / "conf/config.yaml"
         config.write_text(re.sub("- run: full .*", "- run: sample", config.read_text()))
         subprocess.run(["prodml", "params"], cwd=checkout, check=True, capture_output=True)
-        git(checkout, "add", "-A")
-        git(checkout, "commit", "-qm", "a sample")
+    git(checkout, "add", "-A")
+    git(checkout, "commit", "-qm", "as cloned")
     shutil.copytree(ROOT / "data", checkout / "data", dirs_exist_ok=True)
     newcomer = Newcomer(checkout, tmp_path / "home")
     failed = []
