@@ -93,6 +93,7 @@ class Newcomer:
         os.symlink(ROOT / ".venv", clone / ".venv")
         with open(clone / ".git" / "info" / "exclude", "a") as stream:
             stream.write("/.venv\n")
+        (home / ".gitconfig").write_text("[user]\n\tname = newcomer\n\temail = newcomer@example.org\n")
         (home / "jupyter_server_config.json").write_text(json.dumps({"ServerApp": {"open_browser": False}, "IdentityProvider": {"token": "secret"}}))
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PRODML_", "PYTEST_", "MAKE"))},
