@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: help env data run test test-all smoke lab docs bench record params lock
+.PHONY: help env data run test test-all smoke lab docs walk bench record params lock
 
 help: ## this list
 	@echo "prodml: raw, messy tables in; a pruned, quantized PyTorch model out"; echo
@@ -53,12 +53,14 @@ smoke: data ## the whole pipeline on a sample, in build/smoke
 	@prodml trial build/smoke run=smoke
 
 lab: data ## JupyterLab on the project; a notebook of nbs/ is saved without outputs, as git holds it
-	@python -m ipykernel install --prefix $(VENV) --name python3 --display-name "Python 3 (prodml)" >/dev/null
 	@jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/nbs --FileContentsManager.pre_save_hook=prodml.core.lab.save_source $(if $(filter 0,$(shell id -u)),--allow-root)
 
 docs: env ## the documentation site in _docs/, from the notebooks as the pipeline executed them
 	@python -m prodml.core.site
 	@echo "Open _docs/index.html"
+
+walk: data ## every command of README.md, typed by a newcomer in a fresh clone, with the full run
+	@WALK_FULL=1 pytest -s tests/test_walk.py
 
 bench: data ## the measurements that the documentation quotes, into build/bench (WRITE=1: into bench/results, to be committed)
 	@for script in bench/*.py; do echo "== $$script"; python $$script $(if $(WRITE),--write); done

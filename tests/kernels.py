@@ -1,6 +1,7 @@
 """Notebooks as a person runs them: cell by cell, in a Jupyter kernel that starts in the notebook's folder."""
 
 import ast
+import json
 import os
 from pathlib import Path
 
@@ -19,6 +20,12 @@ def failure_by_hand(notebook: Path, root: Path) -> str:
     except (CellExecutionError, DeadKernelError) as error:
         return str(error)[-1500:]
     return ""
+
+
+def is_stage(notebook: Path) -> bool:
+    """Whether the pipeline runs the notebook: it has a cell of parameters."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return any("parameters" in cell["metadata"].get("tags", []) for cell in cells)
 
 
 def mixes_imports(source: str) -> bool:

@@ -18,7 +18,7 @@ import nbformat
 import pytest
 from conftest import git, run
 from jupyter_server.services.contents.largefilemanager import LargeFileManager
-from kernels import mixes_imports
+from kernels import failure_by_hand, is_stage, mixes_imports
 
 NOTEBOOKS = sorted(Path(__file__).resolve().parent.parent.glob("nbs/**/*.ipynb"))
 
@@ -83,6 +83,23 @@ def test_lab_leaves_git_and_dvc_clean(checkout, root):
     assert len(left) == 1, "the checkpoint that neither git nor DVC may see"
     assert git(checkout, "status", "--porcelain") == ""
     assert run("dvc", "check-ignore", *left, cwd=checkout).stdout.split() == left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if not is_stage(path)], ids=lambda path: path.stem)
+def test_a_notebook_runs_by_hand(path, root):
+    """In a Jupyter kernel; the notebooks of stages run on a table of their own, in test_trials.py."""
+    assert failure_by_hand(path, root) == ""
+
+
+@pytest.mark.slow
+def test_the_site_builds_before_the_first_run(checkout, root):
+    shutil.copytree(root / "metrics", checkout / "metrics")
+    done = run("python", "-m", "prodml.core.site", cwd=checkout)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "There are no reports yet" in done.stderr
+    pages = {path.relative_to(checkout / "_docs").as_posix() for path in checkout.glob("_docs/**/*.html")}
+    assert {"index.html", "1_data/04_validate.html", "docs/decisions/0009-signed-with-ed25519.html"} <= pages
 
 
 @contextmanager

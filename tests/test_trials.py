@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT, edit, run, stages_run
+from kernels import failure_by_hand
 
 from prodml.bundle.bundle import open_bundle
+from prodml.core.runner import stage_notebook
 from prodml.core.trial import run_trial
 
 pytestmark = pytest.mark.slow
@@ -56,6 +59,15 @@ def test_its_bundle_answers_and_a_changed_one_is_refused(second_table, tmp_path)
         stream.write(" ")
     with pytest.raises(ValueError, match="encoding.json"):
         open_bundle(copy, unsigned=True, rejected=True)
+
+
+def test_notebooks_run_by_hand_give_the_same_artifacts(second_table):
+    """Each stage's notebook in a Jupyter kernel, top to bottom, in the pipeline's order."""
+    stages = [name for name in yaml.safe_load((second_table / "dvc.lock").read_text())["stages"] if name != "export"]
+    failures = {stage: failure_by_hand(stage_notebook(stage, second_table), second_table) for stage in stages}
+    assert not any(failures.values()), "\n\n".join(f"{stage}: {failure}" for stage, failure in failures.items() if failure)
+    status = run("dvc", "status", "--json", cwd=second_table)
+    assert json.loads(status.stdout) == {}, "a stage run by hand gave other bytes than DVC's run of it"
 
 
 def test_what_re_runs_what(second_table):
