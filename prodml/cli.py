@@ -115,14 +115,16 @@ def next_steps(
     place = os.path.relpath(root)
     bundle = "bundle" if place == "." else f"{place}/bundle"
     allowed = " --rejected" if rejected else ""
-    return [
-        "", "Next:",
-        f"  {bundle}/model_card.html                  what is known of the model: open it in a browser",
-        f"  prodml serve {bundle} --unsigned{allowed}       answer requests; then open http://127.0.0.1:8000",
-        f"  prodml run train epochs=2              one stage with another parameter, beside the main run",
-        "  prodml data draft FILE.csv --write     use your own table",
-        *([] if rejected or place != "." else ["  prodml release --new-key ~/release.key && prodml release --key ~/release.key    sign it"]),
+    steps = [
+        (f"open {bundle}/model_card.html", "what is known of the model"),
+        (f"prodml serve {bundle} --unsigned{allowed}", "answer requests, on http://127.0.0.1:8000"),
+        ("prodml run train epochs=2", "one stage with another parameter, beside the main run"),
+        ("prodml data draft FILE.csv --write", "settings for a table of your own"),
     ]
+    if not rejected and place == ".":
+        steps.append(("prodml release --new-key ~/release.key", "a key, once; then `prodml release --key ~/release.key` signs the bundle"))
+    width = max(len(command) for command, _ in steps)
+    return ["", "Next:", *(f"  {command:{width}}  {why}" for command, why in steps)]
 
 
 def budget_line(
