@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MOST_PAIRED', 'RANKED', 'block_counts', 'pair_wins', 'block_sums', 'resampled_scores', 'resampled',
-           'percentile_interval', 'interval', 'paired_difference']
+           'percentile_interval', 'widened', 'interval', 'paired_difference']
 
 # %% ../../nbs/0_stats/01_bootstrap.ipynb #a8151483
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -89,7 +90,7 @@ def resampled_scores(
     threshold: float = 0.5, # for f1 and accuracy
     metrics: Sequence[str] = tuple(HIGHER_IS_BETTER), # scores, by name
 ) -> dict[str, tuple[float, np.ndarray]]:
-    "By name: the score of all rows, and its values over R resamples [R], NaN where a resample holds one label; InputError on an unknown metric, or rows that lack a label."
+    "By name: the score of all rows, and its values over R resamples [R], NaN where a resample holds one label, the ECE without its bias; InputError on an unknown metric, or rows that lack a label."
     labels, probabilities, _ = checked(labels, probabilities)
     if unknown := [metric for metric in metrics if metric not in HIGHER_IS_BETTER]:
         raise InputError(f"{unknown[0]!r} is no score", f"Choose one of {', '.join(HIGHER_IS_BETTER)}.")
@@ -105,6 +106,8 @@ def resampled_scores(
         cumulative = ranking.positives(count.take(place))
         for metric in ranked:
             drawn[metric][replicate] = RANKED[metric](ranking, *cumulative)
+    if "ece" in drawn:
+        drawn["ece"] = np.maximum(drawn["ece"] - (drawn["ece"].mean() - found["ece"]), 0.0)
     return {metric: (found[metric], drawn[metric]) for metric in metrics}
 
 
@@ -131,7 +134,22 @@ def percentile_interval(
     if len(defined) < 0.9 * len(values):
         raise InputError("more than a tenth of the resamples hold only one label", "Use more rows or blocks; an interval from these would mislead.")
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return {"estimate": float(estimate), "low": float(low), "high": float(high)}
+    return {"estimate": float(estimate), "low": float(min(low, estimate)), "high": float(max(high, estimate))}
+
+
+def widened(
+    level: float, # coverage aimed at
+    blocks: int, # number of distinct blocks
+) -> float | None:
+    "The level at which percentiles of a bootstrap of few blocks cover as often as aimed at; None where they cannot."
+    from scipy.special import ndtr, ndtri, stdtrit  # here, as in stats.drift: who only measures needs no SciPy
+
+    if blocks < 2 or 0.5**blocks > (1 - level) / 2:
+        return None
+    if blocks > 1000: # the change is below a thousandth
+        return level
+    reach = -stdtrit(blocks - 1, (1 - level) / 2) * math.sqrt(blocks / (blocks - 1))
+    return float(2 * ndtr(reach) - 1)
 
 
 def interval(

@@ -144,6 +144,7 @@ STAGES = {
     "explain": ("Explanations", "what the answers go by, and whether the explanations can be trusted"),
     "robustness": ("Robustness", "what attacks, noise, holes, silent feeds and other populations do to the answers"),
     "labels": ("Labels and poisoning", "which training labels look wrong, and whether the training rows hide a trigger"),
+    "leaks": ("Leaks", "whether a single column tells the label alone"),
     "autopsy": ("What compression changed", "which decisions and reasons the compressed model does not share with its parent"),
     "transparent": ("Transparent alternatives", "what a model that a person can read whole would lose or gain"),
 }
@@ -261,7 +262,7 @@ TITLES = {
     "coverage": "Coverage of the conformal sets", "coverage_by_label": "Coverage by label", "temperature": "Temperature scaling", "selective": "Answering only when sure", "declared": "Declared slices", "found": "Worst slices found by search", "too_sure": "Slices where the model is too sure", "groups": "Groups", "gaps": "Gaps between groups",
     "tests": "Behavioural tests", "edge_cases": "Edge cases", "importance": "Importance of columns", "agreement": "Do the models agree on their reasons?", "faithfulness": "Faithfulness of the explanations",
     "dependence": "Dependence", "waterfall": "One row explained", "attacks": "Attacks", "stress": "Noise and missing values", "outages": "Feeds that fall silent", "shift": "Other populations",
-    "alternatives": "Alternatives", "changed": "Changed decisions", "poisoning": "Poisoning",
+    "strongest_columns": "The strongest single columns", "skill": "Skill against the base rate", "bias": "Predicted and observed", "rolling": "Coverage in later days, by rolling origin", "recalibration": "Would recalibration on the latest month help?", "alternatives": "Alternatives", "changed": "Changed decisions", "poisoning": "Poisoning",
 }
 
 
@@ -458,8 +459,8 @@ def gate_section(
     if passed is None:
         return Section("gates", "Gates", (text("Not examined: no gate has judged this model.", kind="missing"),))
     lines = sorted(found.gates or (), key=lambda gate: not _is_broken(gate))
-    rows = tuple((gate["name"], False if _is_broken(gate) else gate["met"], gate["stage"], heading(str(gate.get("measure", ""))), gate["value"], gate["bound"], gate["why"]) for gate in lines)
-    note = "A gate judges a headline of a stage against a bound of conf/trust. A dash: there was nothing to judge, and the gate does not insist."
+    rows = tuple((gate["name"], False if _is_broken(gate) else gate["met"], gate["stage"], heading(str(gate.get("measure", ""))), gate["value"], gate["bound"], f"{gate['why']} ({gate['subject']})" if gate.get("subject") else gate["why"]) for gate in lines)
+    note = "A gate judges a headline of a stage against a bound of conf/trust. A dash: there was nothing to judge; the gate does not count as met, and does not reject where the number is not required."
     table = Table("gates-all", "Every gate", ("gate", "met", "stage", "of", "value", "bound", "why"), rows, note)
     return Section("gates", "Gates", (text(verdict, kind="text" if passed else "warning"),), (table,))
 
@@ -510,7 +511,7 @@ def limits_section(
 # Point of Annex IV, what it asks in short, and the sections of the card that speak to it.
 ANNEX_IV = (
     ("1", "General description: purpose, provider, version, forms, instructions for use", ("model", "use", "provenance", "release")),
-    ("2", "Elements and development: design, data, oversight, validation and testing, security", ("data", "evaluate", "labels", "robustness", "compression", "oversight", "provenance")),
+    ("2", "Elements and development: design, data, oversight, validation and testing, security", ("data", "evaluate", "labels", "leaks", "robustness", "compression", "oversight", "provenance")),
     ("3", "Monitoring, functioning and control: accuracy for groups, foreseeable harm, oversight, inputs", ("slices", "fairness", "uncertainty", "behaviour", "explain", "data", "oversight", "limits")),
     ("4", "Appropriateness of the performance metrics", ("reading", "evaluate", "uncertainty")),
     ("5", "Risk management (Article 9)", ("gates", "oversight", "limits")),
@@ -563,6 +564,10 @@ def facts_of(
     worst = found.reports.get("slices", {}).get("headline", {}).get("worst_roc_auc")
     if worst is not None:
         facts.append(Fact("worst slice", f"{worst:.3f}", "ROC AUC"))
+    judged = found.reports.get("evaluate", {}).get("headline", {})
+    for name, label, form in (("skill_log_loss", "skill", "{:.3f}"), ("bias", "bias", "{:+.3f}")):
+        if judged.get(name) is not None:
+            facts.append(Fact(label, form.format(judged[name]), "of the base rate's log loss is saved" if name != "bias" else "mean probability minus share of positives"))
     covered = found.reports.get("uncertainty", {}).get("headline", {})
     if covered.get("coverage_test") is not None and covered.get("nominal") is not None:
         facts.append(Fact("coverage", f"{covered['coverage_test']:.1%}", f"{covered['nominal']:.0%} was promised"))
@@ -572,8 +577,13 @@ def facts_of(
     test = [row for row in by_split(found.splits).rows if row[0] == "test"]
     facts += [Fact("test rows", f"{rows:,}", f"{months}, {share:.1%} positive") for _, months, rows, share in test]
     if found.gates:
-        facts.append(Fact("gates", f"{sum(gate['met'] is True for gate in found.gates)} of {len(found.gates)}", "are met"))
+        facts.append(Fact("gates", f"{sum(gate['met'] is True for gate in found.gates)} of {len(found.gates)}", _open_gates(found.gates)))
     return tuple(facts)
+
+
+def _open_gates(gates: Sequence[Mapping[str, Any]]) -> str:
+    count = sum(gate["met"] is None for gate in gates)
+    return f"are met, {count} had nothing to judge" if count else "are met"
 
 
 def _between(row: Sequence[Any]) -> str:
@@ -608,7 +618,7 @@ def card(
     examined = {stage: stage_section(stage, found) for stage in STAGES if stage not in ("evaluate", "autopsy")}
     sections = [
         gate_section(found), model_section(found), use_section(found), data_section(found), performance(found),
-        *(examined[stage] for stage in ("uncertainty", "slices", "fairness", "behaviour", "explain", "robustness", "labels")),
+        *(examined[stage] for stage in ("uncertainty", "slices", "fairness", "behaviour", "explain", "robustness", "labels", "leaks")),
         compression_section(found), examined["transparent"], oversight_section(found), limits_section(found), provenance_section(found),
     ]
     scores = list(dict.fromkeys(score for splits in found.metrics.values() for score in splits.get("test", {})))

@@ -18,7 +18,7 @@ from ..core.errors import InputError
 from ..core.files import read_json
 
 # %% ../../nbs/3_trust/12_gates.ipynb #c6b0a358
-STAGES = ("evaluate", "uncertainty", "slices", "fairness", "behaviour", "explain", "robustness", "transparent", "autopsy", "labels")
+STAGES = ("evaluate", "uncertainty", "slices", "fairness", "behaviour", "explain", "robustness", "transparent", "autopsy", "labels", "leaks")
 CONF = "conf/trust/default.yaml"
 
 
@@ -87,16 +87,17 @@ def judged(
     artifacts: str | Path, # the folder that the stages write to
     data: Mapping[str, Any], # conf/data
 ) -> list[dict[str, Any]]:
-    "Of each gate {name, stage, measure, value, bound, met, required, why}; met is None when the number was not examined. InputError when a report has no such number."
+    "Of each gate {name, stage, measure, value, bound, met, required, why}, and `subject` where the report names what the number is of; met is None when the number was not examined. InputError when a report has no such number."
     verdicts = []
     for gate in gates:
-        value = _headline(Path(artifacts) / gate.stage / f"{gate.stage}.json", gate)
+        path = Path(artifacts) / gate.stage / f"{gate.stage}.json"
+        value, subject = _headline(path, gate), _subject(path, gate)
         low, high = gate.bounds()
         required = _declared(data, gate.required) if isinstance(gate.required, str) else gate.required
         verdicts.append({
             "name": gate.name, "stage": gate.stage, "measure": gate.value, "value": value, "bound": gate.bound(),
             "met": None if value is None else low <= value <= high, "required": required, "why": gate.why,
-        })
+        } | ({"subject": subject} if subject else {}))
     return verdicts
 
 
@@ -107,6 +108,11 @@ def _headline(path: Path, gate: Gate) -> float | None:
         close = difflib.get_close_matches(gate.value, headline, n=1)
         raise InputError(f"the gate {gate.name!r} judges {gate.stage}.{gate.value}, and {path.name} has no such number", (f"Is {close[0]} meant? " if close else "") + f"There are: {', '.join(sorted(headline)) or 'none'}.", file=CONF)
     return headline[gate.value]
+
+
+def _subject(path: Path, gate: Gate) -> str | None:
+    "What the number speaks of, such as a column, where the report says so."
+    return read_json(path).get("subjects", {}).get(gate.value) if path.exists() else None
 
 
 def _declared(data: Mapping[str, Any], key: str) -> bool:
@@ -129,5 +135,6 @@ def reasons_of(
         if verdict["met"] is None and verdict["required"]:
             reasons.append(f"{measure} was not examined")
         elif verdict["met"] is False:
-            reasons.append(f"{measure} is {verdict['value']:g}, {verdict['bound']} is asked")
+            subject = f" ({verdict['subject']})" if verdict.get("subject") else ""
+            reasons.append(f"{measure} is {verdict['value']:g}{subject}, {verdict['bound']} is asked")
     return reasons
