@@ -181,7 +181,7 @@ def test_the_pipeline_counts_and_the_network_sees_no_hole(tmp_path):
     splits = {name: pq.read_table(tmp_path / "features" / f"{name}.parquet") for name in ("train", "validation", "test")}
     for line in made["report"]["imputed"]:
         if line["column"] == "d":
-            assert line["dropped"] == "one value" and line["train"] == 0
+            assert line["dropped"] == "no value" and line["train"] == 0
         else:
             assert {name: line[name] for name in splits} == {name: rows[line["column"]].null_count for name, rows in splits.items()}
     assert sum(line["train"] for line in made["report"]["imputed"]) > 100

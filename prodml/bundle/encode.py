@@ -48,8 +48,8 @@ def encode_numbers(
     name: str, # its name, for the error
 ) -> np.ndarray:
     "The column as float32 [N], missing as NaN; InputError with the first row that is no number."
-    if values.dtype.kind in "fiub":
-        return values.astype(np.float32)
+    if values.dtype.kind in "fiub": # whole numbers through float64, as Python's own numbers go: rounded the same way everywhere
+        return values.astype(np.float64).astype(np.float32)
     numbers = (_number(value, name, row) for row, value in enumerate(values.tolist(), start=1))
     return np.fromiter(numbers, np.float64, len(values)).astype(np.float32)
 

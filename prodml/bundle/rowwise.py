@@ -114,6 +114,16 @@ def _lower(text: str) -> str:
 
 
 _BLANKS = " \t\n\r\v\f"
+
+
+def _month(moment: int) -> int:
+    "The month of a moment in the Gregorian calendar, as Hinnant's `civil_from_days` counts it."
+    day_of_era = (moment // _DAY + 719_468) % 146_097
+    year_of_era = (day_of_era - day_of_era // 1460 + day_of_era // 36_524 - day_of_era // 146_096) // 365
+    from_march = (5 * (day_of_era - (365 * year_of_era + year_of_era // 4 - year_of_era // 100)) + 2) // 153
+    return from_march + 3 if from_march < 10 else from_march - 9
+
+
 _DAY = 86_400_000_000
 OPERATIONS: dict[str, tuple[int | None, Callable[..., list]]] = { # name -> how many operands (None is any number), and what it does
     "add": (2, _of_two(lambda one, other: one + other)), "subtract": (2, _of_two(lambda one, other: one - other)), "multiply": (2, _of_two(lambda one, other: one * other)),
@@ -128,6 +138,7 @@ OPERATIONS: dict[str, tuple[int | None, Callable[..., list]]] = { # name -> how 
     "trim": (1, _of_one(lambda text: text.strip(_BLANKS))), "lower": (1, _of_one(_lower)),
     "epoch_seconds": (1, _of_one(lambda moment: moment / 1_000_000)), "day_start": (1, _of_one(lambda moment: moment // _DAY * _DAY)),
     "hour": (1, _of_one(lambda moment: moment % _DAY // 3_600_000_000)), "weekday": (1, _of_one(lambda moment: (moment // _DAY + 3) % 7)), # 0 is Monday
+    "month": (1, _of_one(_month)),
 }
 
 # %% ../../nbs/0_bundle/05_rowwise.ipynb #04292b7b

@@ -302,7 +302,9 @@ def drift_report(
     seed: int, # of samples and permutations
 ) -> tuple[dict[str, Any], list[Cells], dict[str, Tally]]:
     "The report, the cells, and the tally of the reference and of each other split, by name."
-    kinds = column_roles(table.drop("split", "month", "block"), roles, profile["max_values"])
+    features = table.drop("split", "month", "block")
+    own = {name: role for name, role in roles.items() if name in features.columns} # an identifier is no feature
+    kinds = column_roles(features, own, profile["max_values"])
     rows = comparable(table, kinds, "split", "month", "block")
     old = rows.filter(rows.split == reference)
     cells = reference_cells(old, kinds, **profile)

@@ -34,7 +34,7 @@ _PLAIN: dict[type, str] = {
     ops.Equals: "equal", ops.NotEquals: "not_equal", ops.Less: "less", ops.LessEqual: "less_equal", ops.Greater: "greater", ops.GreaterEqual: "greater_equal",
     ops.Strip: "trim", ops.Lowercase: "lower",
     ops.And: "and", ops.Or: "or", ops.Not: "not", ops.IsNull: "is_missing", ops.IfElse: "if",
-    ops.ExtractEpochSeconds: "epoch_seconds", ops.ExtractHour: "hour", ops.DayOfWeekIndex: "weekday", ops.Date: "day_start",
+    ops.ExtractEpochSeconds: "epoch_seconds", ops.ExtractHour: "hour", ops.DayOfWeekIndex: "weekday", ops.ExtractMonth: "month", ops.Date: "day_start",
 }
 _LISTS: dict[type, str] = {ops.Coalesce: "first_known", ops.Least: "least", ops.Greatest: "greatest"}
 
@@ -283,7 +283,7 @@ def features_of(
     "The features of the rows of the main table, by `key`, as training has them before labels and splits."
     if data["features"]["module"]:
         return feature_module(data["features"]["module"]).features(tables, {**data["features"]["options"], **more})
-    return plain_features(tables[main], data["target"]["column"])
+    return plain_features(tables[main], data["target"]["column"], data.get("split", {}))
 
 
 def take_apart(

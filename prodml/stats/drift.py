@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['counted', 'aligned', 'binned', 'shares', 'psi', 'jensen_shannon', 'cumulative_gap', 'kolmogorov_smirnov',
-           'wasserstein', 'pooled', 'chi_square', 'proportions', 'group_starts', 'decile_edges', 'number_drift',
-           'category_drift', 'benjamini_hochberg', 'permuted_labels', 'mmd']
+           'wasserstein', 'pooled', 'chi_square', 'proportions', 'few_p', 'outside_p', 'group_starts', 'decile_edges',
+           'number_drift', 'category_drift', 'benjamini_hochberg', 'permuted_labels', 'mmd']
 
 # %% ../../nbs/0_stats/02_drift_measures.ipynb #b1912530
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -167,6 +168,32 @@ def proportions(
     x = np.stack(np.broadcast_arrays(reference, np.subtract(of_reference, reference)), axis=-1)
     y = np.stack(np.broadcast_arrays(current, np.subtract(of_current, current)), axis=-1)
     return shares(y)[..., 0] - shares(x)[..., 0], chi_square(x, y, least_expected=0)[1]
+
+
+def few_p(
+    reference: int, # rows that have it, in the reference
+    of_reference: int, # all rows of the reference
+    current: int, # rows that have it, in the current period
+    of_current: int, # all rows of the current period
+) -> float:
+    "The two-sided p of two shares by Fisher's exact test: twice the smaller tail, at most 1; for counts that are too small for chi-square."
+    from scipy.stats import hypergeom
+
+    drawn = hypergeom(of_reference + of_current, reference + current, of_current)
+    return float(min(1.0, 2 * min(drawn.cdf(current), drawn.sf(current - 1))))
+
+
+def outside_p(
+    of_reference: int, # rows of the reference, whose least and largest value are the range
+    outside: int, # rows of the current period outside this range
+    of_current: int, # all rows of the current period
+) -> float:
+    "The chance of so many rows or more outside the range when both samples come from one distribution, whatever it is; ties make it an upper bound."
+    n, m, k = of_reference, of_current, outside
+    if n < 2 or not k:
+        return 1.0
+    all_new = math.lgamma(m + 1) - math.lgamma(m - k + 1) + math.lgamma(n + m - k + 1) - math.lgamma(n + m + 1) # log chance that k given ranks are all new
+    return min(1.0, math.exp(all_new) * (1 + (k * n / (n + m - k))))
 
 # %% ../../nbs/0_stats/02_drift_measures.ipynb #808d3ddb
 def group_starts(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import InputError
-from .drift import benjamini_hochberg, chi_square, cumulative_gap, group_starts, jensen_shannon, kolmogorov_smirnov, proportions, psi
+from .drift import benjamini_hochberg, chi_square, cumulative_gap, few_p, group_starts, jensen_shannon, kolmogorov_smirnov, outside_p, proportions, psi
 
 # %% ../../nbs/0_stats/03_profile.ipynb #2138389f
 ROLES = ("feature", "calendar", "identifier")
@@ -218,7 +218,8 @@ def column_drift(
         old = np.ones_like(old)
     new = np.where(there[:, None], new, old)
     rare = np.unique([0, len(old) - 1]) if cell.kind == "number" else [-1]
-    unlisted, unlisted_p = proportions(old[rare].sum(), old.sum(), new[:, rare].sum(axis=1), new.sum(axis=1))
+    unlisted = proportions(old[rare].sum(), old.sum(), new[:, rare].sum(axis=1), new.sum(axis=1))[0]
+    unlisted_p = np.array([_unlisted_p(cell, int(old[rare].sum()), int(old.sum()), int(own[rare].sum()), int(own.sum())) for own in new])
     if cell.kind == "number":
         few, many = coarse(old, new, bins)
         found["ks"], p = kolmogorov_smirnov(old, new)
@@ -228,6 +229,14 @@ def column_drift(
         found["chi_square"], p = chi_square(old, new)
     found |= {"psi": psi(few, many), "jensen_shannon": jensen_shannon(few, many), "p": p, "unlisted": unlisted, "unlisted_p": unlisted_p}
     return {name: values if name.startswith("missing") else np.where(there, values, np.nan) for name, values in found.items()}
+
+
+def _unlisted_p(cell: Cells, old: int, of_old: int, new: int, of_new: int) -> float:
+    "The p of the share of rows that the reference never showed; a range that the reference itself fills is no test of two shares."
+    if cell.kind == "number" and not old:
+        return outside_p(of_old, new, of_new)
+    few = (old + new) * min(of_old, of_new) < 5 * (of_old + of_new)
+    return few_p(old, of_old, new, of_new) if few else float(proportions(old, of_old, new, of_new)[1])
 
 
 def _distances(cell: Cells, reference: Tally, current: Tally, old: np.ndarray, new: np.ndarray) -> dict[str, np.ndarray]:
