@@ -182,6 +182,7 @@ class Target:
     column: str # of the main table
     positive: str | int | float | bool | None = None # the value that means yes
     at_least: int | float | None = None # the number from which the answer is yes
+    against: str | None = None # rest: `positive` stands against all other values, however many; None: there is one other
 
 
 def target_label(
@@ -194,6 +195,8 @@ def target_label(
     column = table[asked.column]
     if (asked.positive is None) == (asked.at_least is None):
         raise InputError("a target needs either `positive` or `at_least`", "Give one of them in conf/data (target).", column=asked.column)
+    if asked.against not in (None, "rest") or asked.against and asked.positive is None:
+        raise InputError(f"data.target.against is {asked.against!r}", "Write `against: rest` beside `positive`, or nothing.", column=asked.column)
     if asked.at_least is not None and not column.type().is_numeric():
         raise InputError(f"at_least needs a number, and the column is {column.type()}", "Give `positive`, or another column.", column=asked.column)
     return (_is_positive(column, asked.positive) if asked.at_least is None else column >= asked.at_least).cast("int64")
@@ -216,11 +219,13 @@ def check_target(
     if "positive" in target:
         column = table[target["column"]].cast("string")
         values = [value for value in table.select(value=column).distinct().order_by("value").limit(20).value.to_pyarrow().to_pylist() if value is not None]
-        if len(values) > 2:
-            raise InputError(f"the target is not binary: it has the values {', '.join(values[:6])}{' and more' if len(values) > 6 else ''}", "Choose a column of two values, or a number with `at_least`.", column=target["column"])
+        if len(values) > 2 and not target.get("against"):
+            shown = ", ".join(map(repr, values[:6])) + (" and more" if len(values) > 6 else "")
+            remedy = "Choose a column of two values or a number with `at_least`; or add `against: rest` to the target, if one value against the rest is meant."
+            raise InputError(f"the target is not binary: it has the values {shown}", remedy, column=target["column"])
     counts = {row["label"]: row["rows"] for row in table.select(label=label).group_by("label").agg(rows=ibis._.count()).to_pyarrow().to_pylist()}
     if "positive" in target and not counts.get(1):
-        raise InputError(f"no row has the positive value {target['positive']!r}; values are {', '.join(values)}", "Correct target.positive in conf/data.", column=target["column"])
+        raise InputError(f"no row has the positive value {target['positive']!r}; values are {', '.join(map(repr, values))}", "Correct target.positive in conf/data.", column=target["column"])
     if not (counts.get(0) and counts.get(1)):
         raise InputError(f"the target has one class: {counts.get(1, 0):,} rows with label 1 and {counts.get(0, 0):,} with label 0", "A model needs rows of both. Look at the target and at what was filtered before.", column=target["column"])
     return {"positive": counts[1], "negative": counts[0], "unlabelled": counts.get(None, 0)}
