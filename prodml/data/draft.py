@@ -152,6 +152,9 @@ def read_files(
     read = Read(folders.pop(), names[0], tables)
     _settle(read, given, null_values, target)
     shown = read_json(target / "columns.json")
+    if _noted(read, shown):
+        _settle(read, given, null_values, target)
+        shown = read_json(target / "columns.json")
     for name, columns in shown.items():
         read.columns[name] = columns
         read.tables[name]["columns"] = _declared(read.tables[name].get("columns", {}), columns)
@@ -161,6 +164,27 @@ def read_files(
 def _declared(settled: Mapping[str, Any], columns: list[dict[str, Any]]) -> dict[str, Any]:
     "The columns as conf/data declares them: what was settled, else the type."
     return {column["column"]: settled.get(column["column"], column["type"]) for column in columns if column["type"] != "dropped"}
+
+
+_TIME_NAME = re.compile(r"(?i)date|time|stamp|(^|_)(at|ts|day|when)$")
+
+
+def _noted(read: Read, shown: dict[str, list[dict[str, Any]]]) -> bool:
+    "Declare what ingest only notes but a draft may take: numbers that are dates, and text of a Parquet file that is all numbers or times."
+    found = False
+    for table, column, note in ((table, column, note) for table, columns in shown.items() for column in columns for note in column["notes"]):
+        name, number = column["column"], re.search(r"could be whole numbers that could be times \((.+?)\)", note)
+        text = re.search(r"all values are of the type (int|float|time)\b", note)
+        if number and (number[1].startswith("%Y%m%d") or _TIME_NAME.search(name)):
+            declared, why = {"type": "time", "time_format": number[1]}, f"whole numbers read as times ({number[1]})"
+        elif text and not name in read.tables[table].get("columns", {}):
+            declared, why = text[1], f"text whose values are all of the type {text[1]}"
+        else:
+            continue
+        read.tables[table].setdefault("columns", {})[name] = declared
+        read.notes.setdefault((table, name), []).append(why)
+        found = True
+    return found
 
 
 _ROUNDS = 20
@@ -218,7 +242,7 @@ def _taken(read: Read, doubt: Doubt, given: Given) -> bool:
         if doubt.column in table.get("columns", {}):
             return False
         table.setdefault("columns", {})[doubt.column] = _with_nulls(best.declaration, given)
-    read.notes.setdefault((name, doubt.column), []).append(f"{best.why}, as in {best.example!r}" if best.example else best.why)
+    read.notes.setdefault((name, doubt.column), []).append(f"{best.why}, as in {best.example!r}" if best.example and repr(best.example) not in best.why else best.why)
     return True
 
 
@@ -354,6 +378,7 @@ class Guess:
     "One answer to what is predicted, or to how rows are split."
     declared: dict[str, Any] # as conf/data declares it
     why: str # for the draft
+    parts: str = "" # of a split: how the rarer class falls on its parts
 
 
 def guess_targets(
@@ -365,13 +390,11 @@ def guess_targets(
         require_columns(list(facts), [given.target], "--target")
         return [_target_of(facts[given.target], given.positive, "asked for")]
     usable = [fact for fact in facts.values() if not identifier_reason(fact) and fact.kind != "time"]
-    last, first = usable[-1:], usable[:1]
-    ordered = [
-        *[fact for fact in usable if _STRONG.search(fact.column)], *[fact for fact in reversed(usable) if _WEAK.search(fact.column)],
-        *last, *first, *reversed(usable),
-    ]
-    two = [fact for fact in ordered if fact.values == 2]
-    rest = [fact for fact in ordered if 2 < fact.values and (fact.kind != "text" or fact.values <= FEW_VALUES)]
+    named = [fact for fact in usable if _STRONG.search(fact.column)] + [fact for fact in reversed(usable) if _WEAK.search(fact.column)]
+    ends = usable[-1:] + usable[:1]
+    two = [fact for fact in (*named, *ends, *reversed(usable)) if fact.values == 2]
+    # A number or a text of several values is mostly the answer if it stands last; most names above are names of yes and no.
+    rest = [fact for fact in (*usable[-1:], *named, *reversed(usable)) if 2 < fact.values and (fact.kind != "text" or fact.values <= FEW_VALUES)]
     if given.positive is not None:
         two, rest = [fact for fact in [*two, *rest] if given.positive in map(str, fact.counts)], []
     unique = list({fact.column: fact for fact in [*two, *rest]}.values())
@@ -538,6 +561,9 @@ def time_doubt(
     return None
 
 
+_NO_TIMES = "there is no column of times"
+
+
 def guess_splits(
     path: Path, # the main table, as ingest wrote it
     facts: Mapping[str, Facts], # of its columns
@@ -551,7 +577,7 @@ def guess_splits(
         found = list(_time_splits(path, fact, label)) if reason is None else []
         yield from found
         reasons.append(reason or (f"split by {fact.column}, a part would have one class" if not found else f"the split by {fact.column} failed"))
-    why = "; ".join(reasons) or "there is no column of times"
+    why = "; ".join(reasons) or _NO_TIMES
     yield from _random_splits(path, label, alike[0][0] if alike else None, f"at random: {why}")
 
 
@@ -566,7 +592,22 @@ def _time_splits(path: Path, fact: Facts, label: np.ndarray) -> Iterator[Guess]:
         if days[usable].min() < cuts[0] < cuts[1] and _rarest(label[usable], part[usable]):
             moments = [str(date(1970, 1, 1) + timedelta(days=int(cut))) for cut in cuts]
             split = {"by": "time", "column": fact.column, "validation_from": moments[0], "test_from": moments[1]}
-            yield Guess(split, f"by time, at {shares[0]:.0%} and {shares[1]:.0%} of the rows")
+            rare = f"; {_one_day_a_month(days[usable])}" if _one_day_a_month(days[usable]) else ""
+            yield Guess(split, f"by time, at {shares[0]:.0%} and {shares[1]:.0%} of the rows{rare}", _parts(label[usable], part[usable]))
+
+
+def _one_day_a_month(days: np.ndarray) -> str:
+    "What is said of times that all lie on few days, where they do."
+    several, months = np.unique(days), np.unique(days.astype("datetime64[D]").astype("datetime64[M]"))
+    if len(several) == len(months):
+        return f"its {len(months)} months have one day each, so that intervals that draw days have few to draw from"
+    return f"it has {len(several)} different days, so that intervals that draw days have few to draw from" if len(several) < 20 else ""
+
+
+def _parts(label: np.ndarray, part: np.ndarray) -> str:
+    "How the rows of the rarer class fall on the parts."
+    rarer = int((label == 1).sum() <= (label == 0).sum())
+    return "{:,} in training, {:,} in validation, {:,} in test".format(*np.bincount(part[label == rarer], minlength=3))
 
 
 def _rarest(label: np.ndarray, part: np.ndarray) -> int:
@@ -583,8 +624,9 @@ def _random_splits(path: Path, label: np.ndarray, group: str | None, why: str) -
         for share in (0.15, 0.2, 0.25):
             for seed in range(10):
                 split = {"by": "random", **({"column": group} if group else {}), "validation": share, "test": share, "seed": seed}
-                if _rarest(label[usable], assign_splits(values, split)) >= least:
-                    yield Guess(split, why + (f"; the rows of one {group} stay together" if group else ""))
+                part = assign_splits(values, split)
+                if _rarest(label[usable], part) >= least:
+                    yield Guess(split, why + (f"; the rows of one {group} stay together" if group else ""), _parts(label[usable], part))
                     break
 
 # %% ../../nbs/1_data/03_draft.ipynb #5cdd4c43
@@ -656,7 +698,7 @@ def column_draft(
     main: bool, # whether it is one of the table whose rows are predicted
 ) -> ColumnDraft:
     "What a column becomes that is neither the target nor the column to split by."
-    name, missing = fact.column, f"; {fact.missing / fact.rows:.1%} missing" if fact.missing else ""
+    name, missing = fact.column, f"; {_share(fact.missing / fact.rows)} missing" if fact.missing else ""
     reason = identifier_reason(fact)
     if not fact.values:
         return ColumnDraft(name, "empty", "no row has a value: no feature")
@@ -673,6 +715,10 @@ def column_draft(
         return ColumnDraft(name, "category", f"{fact.values:,} values{missing}", _many(fact))
     few = "; if its few values are codes, features.kinds: category" if fact.kind == "int" and 2 < fact.values <= 12 else ""
     return ColumnDraft(name, "number", f"{fact.low:,.6g} to {fact.high:,.6g}{missing}{few}")
+
+
+def _share(part: float) -> str:
+    return "less than 0.1%" if part < 0.001 else f"{part:.1%}"
 
 
 def _many(fact: Facts) -> list[str]:
@@ -795,7 +841,9 @@ def _label_doubts(fact: Facts, target: Guess, label: np.ndarray, split: Guess, p
     if fact.missing:
         found.append(f"{fact.missing:,} rows have no {fact.column}: they are neither trained on nor scored")
     if rarer < 100:
-        found.append(f"the rarer class has {rarer:,} of {len(label):,} rows: scores will be uncertain")
+        found.append(f"the rarer class has {rarer:,} of {len(label):,} rows ({split.parts}): scores will be uncertain")
+    if split.declared["by"] == "random" and (times := split.why.partition(": ")[2].partition("; the rows of")[0]) != _NO_TIMES:
+        found.append(f"the split is at random and not by time: {times}")
     alike = _variants(fact.counts)
     if alike:
         found.append(f"values of the target differ by case or blanks only: {alike}")
@@ -821,6 +869,8 @@ def _column_doubts(made: Draft, main: Mapping[str, Facts], alike: list[tuple[str
     named = [fact for fact in main.values() if _ID_NAME.search(fact.column) and fact.kind in ("int", "text") and 1 < fact.values < fact.rows and not identifier_reason(fact)]
     found += [f"{fact.column} looks like an identifier that repeats ({fact.values:,} values); if rows of one {fact.column} belong together, split by it; if it only numbers things, features.kinds: drop" for fact in named if fact.column not in [one[0] for one in alike] and fact.values > FEW_VALUES]
     late = split.declared.get("column")
+    if split.declared["by"] == "time" and "draw days" in split.why:
+        found.append(f"{late}: {split.why.partition('; ')[2]}")
     if split.declared["by"] == "time" and main[late].missing:
         found.append(f"{main[late].missing:,} rows have no {late}: a rule sets them aside")
     return found + [f"{table}.{own.column}: {note}" if table != made.read.main else f"{own.column}: {note}" for table, columns in made.columns.items() for own in columns for note in own.notes]
