@@ -15,16 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import InputError
+
 # %% ../../nbs/0_core/01_files.ipynb #9ae021a0
 def project_root(
     start: str | Path = ".", # where to begin looking
 ) -> Path:
-    "The nearest folder at or above `start` that holds a dvc.yaml; FileNotFoundError if there is none."
+    "The nearest folder at or above `start` that holds a dvc.yaml; InputError if there is none."
     here = Path(start).resolve()
     for folder in (here, *here.parents):
         if (folder / "dvc.yaml").exists():
             return folder
-    raise FileNotFoundError(f"no dvc.yaml at or above {here}: run this inside a prodml project")
+    raise InputError(f"no dvc.yaml at or above {here}", "Run this inside a prodml project.")
 
 # %% ../../nbs/0_core/01_files.ipynb #da835044
 def artifact(

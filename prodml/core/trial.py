@@ -77,4 +77,14 @@ def run_trial(
     write_params(overrides, folder)
     command = [sys.executable, "-m", "dvc", "repro", *(targets or ["dvc.yaml"])]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=quiet, text=True)
+    pipe = subprocess.PIPE if quiet else None
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+    try:
+        said, wrong = process.communicate()
+    except KeyboardInterrupt:  # DVC got it too, and needs a moment to give back its lock
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, said, wrong)
