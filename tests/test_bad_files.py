@@ -4,6 +4,7 @@ import codecs
 import decimal
 import gzip
 import itertools
+import json
 import subprocess
 import sys
 import zipfile
@@ -60,7 +61,7 @@ def test_mixed_encodings_name_line_byte_row_and_remedy(tmp_path):
 
 def test_a_declared_encoding_is_read(tmp_path):
     text = "town,price\nKöln,5 €\n"
-    assert values(ingested(tmp_path, text.encode("cp1252"), encoding="cp1252"), "price") == ["5 €"]
+    assert values(ingested(tmp_path, text.encode("cp1252"), encoding="cp1252", columns={"price": "text"}), "price") == ["5 €"]
     assert values(ingested(tmp_path, "town,n\n東京,1\n".encode("shift_jis"), encoding="shift_jis"), "town") == ["東京"]
     refused_folder = tmp_path / "unknown"
     refused_folder.mkdir()
@@ -154,7 +155,7 @@ def test_an_undeclared_null_is_named(tmp_path):
 @pytest.mark.parametrize("value, declared, number", [('"1,234"', {"thousands": ","}, 1234), ('"1.234,5"', {"thousands": ".", "decimal": ","}, 1234.5), ('"12,5"', {"decimal": ","}, 12.5), ("1'234", {"thousands": "'"}, 1234)])
 def test_separators_in_numbers_are_recognised_and_declarable(tmp_path, value, declared, number):
     text = f"a,n\nx,7\ny,{value}\n"
-    refused(tmp_path, text, value.strip('"'), "looks like a number with a thousands separator or a decimal comma", "thousands", row=2, column="n")
+    refused(tmp_path, text, value.strip('"'), "could be numbers with", "; ".join(f'"{key}": "{sign}"' for key, sign in sorted(declared.items())[:1]), row=2, column="n")
     assert values(ingested(tmp_path, text, **declared), "n") == [7, number]
     assert values(ingested(tmp_path, text, columns={"n": {"type": "float", **declared}}), "n") == [7, number]
     assert values(ingested(tmp_path, text, columns={"n": "text"}), "n") == ["7", value.strip('"')]
@@ -162,7 +163,7 @@ def test_separators_in_numbers_are_recognised_and_declarable(tmp_path, value, de
 
 def test_dates_in_two_formats(tmp_path):
     text = "a,day\nx,2013-01-02\ny,02/01/2013\n"
-    refused(tmp_path, text, "'02/01/2013' looks like a date that is not ISO 8601, and row 1 has '2013-01-02'", "time_format", row=2, column="day")
+    refused(tmp_path, text, "'02/01/2013' is no plain number or ISO 8601 time; 100% of the values could be times of the form %d/%m/%Y", "%m/%d/%Y", '["%Y-%m-%d", "%d/%m/%Y"]', row=2, column="day")
     refused(tmp_path, text, "'2013-01-02' is not a time (%d/%m/%Y)", row=1, column="day", columns={"day": {"type": "time", "time_format": "%d/%m/%Y"}})
     assert values(ingested(tmp_path, text, time_format=["%Y-%m-%d", "%d/%m/%Y"]), "day") == [datetime(2013, 1, 2)] * 2
 
@@ -174,7 +175,7 @@ def test_a_day_that_does_not_exist(tmp_path):
 
 @pytest.mark.parametrize("big", ["9223372036854775808", "-9223372036854775809", "123456789012345678901234567890"])
 def test_a_whole_number_that_overflows(tmp_path, big):
-    refused(tmp_path, f"key\n9223372036854775807\n{big}\n", f"'{big}' does not fit into 64 bits", "{key: text}", row=2, column="key")
+    refused(tmp_path, f"key\n9223372036854775807\n{big}\n", f"'{big}' does not fit into 64 bits", '{"key": "text"}', row=2, column="key")
     assert values(ingested(tmp_path, f"key\n{big}\n", columns={"key": "text"}), "key") == [big]
 
 
@@ -203,7 +204,7 @@ def test_names_that_cannot_be(tmp_path, header, said, column):
 
 @pytest.mark.parametrize("sign", [";", "\t", "|"])
 def test_another_delimiter_is_recognised_and_declarable(tmp_path, sign):
-    refused(tmp_path, f"a{sign}b\n1{sign}2,5\n", f"in which {sign!r} separates", "tables.<table>.delimiter")
+    refused(tmp_path, f"a{sign}b\n1{sign}2,5\n", f"in which {sign!r} separates", f'tables.<table>: "delimiter": {json.dumps(sign)}')
     assert ingested(tmp_path, f"a{sign}b\n1{sign}2,5\n", delimiter=sign, decimal=",") == [{"a": 1, "b": 2.5, "source_row": 1}]
 
 
@@ -335,13 +336,13 @@ def test_parquet_types(tmp_path):
 @pytest.mark.parametrize(
     "column, said, row",
     [
-        (pa.array([[1], [2]]), "the column has the type list", None), (pa.array([b"a", b"b"]), "the column has the type binary", None),
-        (pa.array([decimal.Decimal("1.5"), None]), "Declare it as float or text", None), (pa.array([1.0, float("inf")]), "the value is infinite", 2),
-        (pa.array([1, 2**64 - 1], pa.uint64()), "does not fit the type int", None), (pa.array([timedelta(days=1), None]), "does not fit the type time", None),
+        (pa.array([[1], [2]]), "no column can be read", None), (pa.array([b"\xff", b"b"]), "no column can be read", None),
+        (pa.array([decimal.Decimal("1234567890.123456789"), None]), "Declare it as float or text", None), (pa.array([1.0, float("inf")]), "the value is infinite", 2),
+        (pa.array([1, 2**64 - 1], pa.uint64()), "does not fit the type int", None),
     ],
 )
 def test_parquet_that_is_refused(tmp_path, column, said, row):
-    refused(tmp_path, pa.table({"c": column}), said, name="t.parquet", row=row, column="c")
+    refused(tmp_path, pa.table({"c": column}), said, name="t.parquet", row=row, column=None if "no column" in said else "c")
 
 
 def test_parquet_text_that_is_declared_a_number(tmp_path):
@@ -378,4 +379,4 @@ def test_the_bytes_of_a_run_repeat(tmp_path):
         (tmp_path / name).mkdir()
         ingested(tmp_path / name, text, max_rejected_fraction=0.1)
         made.append({path.relative_to(tmp_path / name): path.read_bytes() for path in sorted((tmp_path / name / "out").rglob("*.*"))})
-    assert made[0] == made[1] and len(list(itertools.chain(*made))) == 6
+    assert made[0] == made[1] and len(list(itertools.chain(*made))) == 8

@@ -108,6 +108,12 @@ def _remainder(left: float, right: float) -> float | None:
     return math.fmod(left, right)
 
 
+def _lower(text: str) -> str:
+    "Each letter by itself, as DuckDB does it: the length stays, and a sigma at the end of a word is like any other."
+    return "".join("i" if letter == "\u0130" else letter.lower() for letter in text)
+
+
+_BLANKS = " \t\n\r\v\f"
 _DAY = 86_400_000_000
 OPERATIONS: dict[str, tuple[int | None, Callable[..., list]]] = { # name -> how many operands (None is any number), and what it does
     "add": (2, _of_two(lambda one, other: one + other)), "subtract": (2, _of_two(lambda one, other: one - other)), "multiply": (2, _of_two(lambda one, other: one * other)),
@@ -119,6 +125,7 @@ OPERATIONS: dict[str, tuple[int | None, Callable[..., list]]] = { # name -> how 
     "and": (2, _and), "or": (2, _or), "not": (1, _of_one(lambda value: not value)), "is_missing": (1, lambda column: [value is None for value in column]),
     "if": (3, _choose), "first_known": (None, _first),
     "whole": (1, _of_one(lambda value: value if isinstance(value, int) and not isinstance(value, bool) else round(value))), "real": (1, _of_one(float)), "text": (1, _of_one(str)),
+    "trim": (1, _of_one(lambda text: text.strip(_BLANKS))), "lower": (1, _of_one(_lower)),
     "epoch_seconds": (1, _of_one(lambda moment: moment / 1_000_000)), "day_start": (1, _of_one(lambda moment: moment // _DAY * _DAY)),
     "hour": (1, _of_one(lambda moment: moment % _DAY // 3_600_000_000)), "weekday": (1, _of_one(lambda moment: (moment // _DAY + 3) % 7)), # 0 is Monday
 }

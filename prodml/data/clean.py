@@ -27,6 +27,7 @@ from ..core.files import artifact, write_json, written_folder
 from .contract import breaks, kind_of, present, repeats
 from .ingest import require_columns, write_batches
 from .outliers import bounded
+from .text_repairs import TEXT_REPAIRS
 from .validate import read_tables, write_table
 
 # %% ../../nbs/1_data/05_clean.ipynb #d613dc58
@@ -121,7 +122,7 @@ _EPOCH = datetime.datetime(1970, 1, 1)
 # %% ../../nbs/1_data/05_clean.ipynb #a39c1232
 CELL_REPAIRS: dict[str, Callable[[ir.Table, Mapping[str, Any]], ir.Table]] = {
     "replace": _replace, "blank": bounded, "clip": bounded,
-    "constant": _constant, "forward_fill": _forward_fill, "rekey": _rekey,
+    "constant": _constant, "forward_fill": _forward_fill, "rekey": _rekey, **TEXT_REPAIRS,
 }
 
 # %% ../../nbs/1_data/05_clean.ipynb #78ae531a
@@ -160,7 +161,7 @@ def removal_reason(
 # %% ../../nbs/1_data/05_clean.ipynb #18bd5a22
 _LIMITS = ("above", "below", "limits", "k", "measured")
 _KEYS = {
-    "replace": (("value", "by"), ()), "blank": ((), _LIMITS), "clip": ((), _LIMITS), "constant": (("value",), ()),
+    "replace": (("value", "by"), ()), "trim": ((), ()), "casefold": ((), ()), "map": (("values",), ()), "blank": ((), _LIMITS), "clip": ((), _LIMITS), "constant": (("value",), ()),
     "forward_fill": (("order",), ("by", "max_rows", "max_minutes")), "rekey": (("local", "timezone"), ("by",)), "deduplicate": ((), ("keep",)), "drop_rows": (("where",), ()), "drop_columns": ((), ()),
 }
 

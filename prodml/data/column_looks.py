@@ -65,7 +65,7 @@ def as_yaml(
     "The declaration as YAML on one line, with every text in quotes."
     return json.dumps(declaration, ensure_ascii=False)
 
-# %% ../../nbs/1_data/01_column_looks.ipynb #b8c64778
+# %% ../../nbs/1_data/01_column_looks.ipynb #f254c6cb
 ALMOST, SOME = 0.95, 0.05
 HELD = 1000
 
@@ -76,6 +76,7 @@ class Looks:
     def __init__(self, reading: Reading):
         self.reading, self.counts = reading, Counter()
         self.numbers: dict[str, int] = {} # some plain numbers, each with its row
+        self.times: dict[str, int] = {} # and some times
         self.others: dict[str, list[int]] = {} # values that are neither number nor time: [how often, first row]
         self.unheld, self.rows = 0, 0 # such values beyond the first HELD different ones; rows with a value or without
 
@@ -97,10 +98,12 @@ class Looks:
         number = self._count("float", values)
         if number:
             self._count("int", values) and self._count("padded", values)
-            self._keep_numbers(values, rows)
+            self._keep("float", self.numbers, values, rows)
         if number < there:
             found = self._count("time", values)
-            found and self._count("zoned", values)
+            if found:
+                self._count("zoned", values)
+                self._keep("time", self.times, values, rows)
             if number + found < there:
                 known = pc.or_(looks_like(values, "float", self.reading), looks_like(values, "time", self.reading))
                 rest = pc.invert(known)
@@ -111,12 +114,11 @@ class Looks:
         self.counts[kind] += found
         return found
 
-    def _keep_numbers(self, values: pa.Array, rows: pa.Array) -> None:
-        if len(self.numbers) < HELD:
-            plain = looks_like(values[: 4 * HELD], "float", self.reading)
-            pairs = zip(values[: 4 * HELD].filter(plain).to_pylist(), rows[: 4 * HELD].filter(plain).to_pylist())
-            for value, row in pairs:
-                self.numbers.setdefault(value, row)
+    def _keep(self, kind: str, kept: dict[str, int], values: pa.Array, rows: pa.Array) -> None:
+        if len(kept) < HELD:
+            plain = looks_like(values[: 4 * HELD], kind, self.reading)
+            for value, row in zip(values[: 4 * HELD].filter(plain).to_pylist(), rows[: 4 * HELD].filter(plain).to_pylist()):
+                kept.setdefault(value, row)
 
     def _hold(self, values: pa.Array, rows: pa.Array) -> None:
         coded = values.dictionary_encode()
@@ -269,7 +271,7 @@ def _declaration(hand: Reading, reading: Reading, missing: list[str] = []) -> di
         found["negative"] = hand.negative[0] if len(hand.negative) == 1 else list(hand.negative)
     return found | ({"null_values": [*(reading.null_values or ("",)), *(word.strip() for word in missing)]} if missing else {})
 
-# %% ../../nbs/1_data/01_column_looks.ipynb #2e1c27dc
+# %% ../../nbs/1_data/01_column_looks.ipynb #f11711dc
 _DATES = (
     "%Y-%m-%d", "%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y.%m.%d", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y", "%d-%m-%y", "%m-%d-%y",
     "%d-%b-%Y", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y", "%d-%b-%y", "%d %b %y", "%d%b%Y", "%d%b%y", "%d/%b/%Y", "%d. %B %Y", "%d-%B-%Y", "%Y-%b-%d", "%a, %d %b %Y",
@@ -290,7 +292,7 @@ def _date_hands(looks: Looks) -> Iterator[Proposal]:
     chosen = _cover(read, len(texts))
     if not chosen:
         return
-    iso = (*looks.reading.time_format, *(_iso_formats(looks) if not looks.reading.time_format and looks.counts["time"] else ()))
+    iso = (*looks.reading.time_format, *_iso_formats(looks))
     rivals = [form for form in forms if form == _swapped(chosen[0]) and read[form].sum() == read[chosen[0]].sum()]
     for first in [chosen[0], *rivals]:
         hand = replace(looks.reading, kind="time", time_format=(*iso, first, *chosen[1:]))
@@ -314,8 +316,13 @@ def _swapped(form: str) -> str:
     return form.replace("%d", "\0").replace("%m", "%d").replace("\0", "%m")
 
 
-def _iso_formats(looks: Looks) -> tuple[str, ...]:
-    return ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M")
+def _iso_formats(looks: Looks) -> list[str]:
+    "The formats of the ISO 8601 times that stand beside the others."
+    text = pa.array(list(looks.times), pa.string())
+    return [form for form in _ISO_FORMATS if formatted_times(text, (form,)).null_count < len(text)] if not looks.reading.time_format else []
+
+
+_ISO_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M")
 
 
 def _clock_hands(looks: Looks) -> Iterator[Proposal]:
@@ -369,7 +376,7 @@ def proposals(
         found += [hand for hand in hands if hand.share >= SOME] or [*_null_hands(looks)]
     return sorted(found, key=lambda one: (not one.asked, -one.share))
 
-# %% ../../nbs/1_data/01_column_looks.ipynb #82648742
+# %% ../../nbs/1_data/01_column_looks.ipynb #31260eb5
 def inferred_type(
     looks: Looks, # of all values of the column
     file: str, # for the message
@@ -411,8 +418,8 @@ def _question(looks: Looks, found: list[Proposal], nearly: str | None, file: str
     if set(first.declaration) == {"type", "null_values"}:
         problem = f"{first.example!r} is not a {'time' if first.declaration['type'] == 'time' else 'number'}: {first.why}"
     else:
-        problem = f"{first.example!r} and {share} of the values look like {first.why}"
-        problem += f" (or {found[1].why})" if found[1:] and found[1].share == first.share else ""
+        problem = f"{first.example!r} is no plain number or ISO 8601 time; {share} of the values could be {first.why}"
+        problem += f", or {found[1].why}" if found[1:] and found[1].share == first.share else ""
     remedy = f"Declare the column in conf/data (tables.<table>.columns: {answers}; {as_yaml({column: 'text'})} if it is text)."
     return Doubt(problem, remedy, found, file=file, column=column, row=first.row)
 

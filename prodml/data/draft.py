@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FEW_VALUES', 'TRIED_ROWS', 'safe_name', 'given_name', 'Given', 'Read', 'read_files', 'Facts', 'table_facts',
-           'identifier_reason', 'Guess', 'guess_targets', 'labels_of', 'telling', 'groups', 'time_doubt',
-           'guess_splits', 'draft_rules', 'ColumnDraft', 'column_draft', 'Draft', 'draft', 'tried', 'run_draft',
-           'summary']
+           'identifier_reason', 'Guess', 'target_repairs', 'guess_targets', 'drafted_repairs', 'labels_of', 'telling',
+           'groups', 'time_doubt', 'guess_splits', 'draft_rules', 'ColumnDraft', 'column_draft', 'Draft', 'draft',
+           'tried', 'run_draft', 'summary']
 
 # %% ../../nbs/1_data/03_draft.ipynb #244e69c8
 import argparse
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from .contract import kind_of, partitions, present
 from .csv_rows import HEADER_BYTES
 from .features import assign_splits, make_features
 from .ingest import ingest, require_columns
+from .text_repairs import with_text_repairs
 from .validate import read_tables, target_label, validate
 
 # %% ../../nbs/1_data/03_draft.ipynb #09adbbbd
@@ -349,7 +350,21 @@ class Guess:
     "One answer to what is predicted, or to how rows are split."
     declared: dict[str, Any] # as conf/data declares it
     why: str # for the draft
+    repairs: tuple[str, ...] = () # of a target: text repairs that make its values two
     parts: str = "" # of a split: how the rarer class falls on its parts
+
+
+def target_repairs(
+    fact: Facts, # of a text column
+) -> tuple[Facts, list[str]]:
+    "The column as the text repairs `trim` and `casefold` leave it, and those of them that make two of its values one."
+    for repairs, mended in ((["trim"], str.strip), (["trim", "casefold"], lambda text: text.strip().casefold())):
+        counts: dict[Any, int] = {}
+        for value, rows in fact.counts.items():
+            counts[mended(value)] = counts.get(mended(value), 0) + rows
+        if len(counts) == 2 and fact.values > 2:
+            return replace(fact, values=2, counts=counts), repairs
+    return fact, []
 
 
 def guess_targets(
@@ -360,7 +375,8 @@ def guess_targets(
     if given.target is not None:
         require_columns(list(facts), [given.target], "--target")
         return [_target_of(facts[given.target], given.positive, "asked for")]
-    usable = [fact for fact in facts.values() if not identifier_reason(fact) and fact.kind != "time"]
+    mended = [target_repairs(fact)[0] if fact.kind == "text" else fact for fact in facts.values()]
+    usable = [fact for fact in mended if not identifier_reason(fact) and fact.kind != "time"]
     named = [fact for fact in usable if _STRONG.search(fact.column)] + [fact for fact in reversed(usable) if _WEAK.search(fact.column)]
     ends = usable[-1:] + usable[:1]
     two = [fact for fact in (*named, *ends, *reversed(usable)) if fact.values == 2]
@@ -372,7 +388,7 @@ def guess_targets(
     if not unique:
         problem = "no column could be predicted: none has two values, and none is a number" if given.positive is None else f"no column has the value {given.positive!r}"
         raise InputError(problem, "Give --target COLUMN (and --positive VALUE): a column of two values, of some values, or a number.")
-    return [_target_of(fact, given.positive, _target_reason(fact, two)) for fact in unique[:5]]
+    return [_target_of(facts[fact.column], given.positive, _target_reason(fact, two)) for fact in unique[:5]]
 
 
 def _target_reason(fact: Facts, two: list[Facts]) -> str:
@@ -388,6 +404,7 @@ def _listed(names: list[str], most: int = 6) -> str:
 
 def _target_of(fact: Facts, positive: str | None, why: str) -> Guess:
     "The declaration of a target on a column."
+    fact, repairs = target_repairs(fact) if fact.kind == "text" else (fact, [])
     if fact.values < 2:
         raise InputError("the column has one value, so there is nothing to predict", "Name another --target.", column=fact.column)
     if positive is None and fact.values > 2 and fact.kind in ("int", "float"):
@@ -406,7 +423,8 @@ def _target_of(fact: Facts, positive: str | None, why: str) -> Guess:
         chosen = likely[0] if len(likely) == 1 else min(fact.counts, key=lambda value: (fact.counts[value], str(value)))
     rest = {"against": "rest"} if fact.values > 2 else {}
     said = f"; {chosen!r} against the other {fact.values - 1} values" if rest else f"; {chosen!r} is label 1"
-    return Guess({"column": fact.column, "positive": chosen, **rest}, why + said)
+    said += f"; its spellings are made one by {' and '.join(repairs)}" if repairs else ""
+    return Guess({"column": fact.column, "positive": chosen, **rest}, why + said, tuple(repairs))
 
 
 def _same_number(value: Any, text: str) -> bool:
@@ -429,15 +447,25 @@ def _threshold(fact: Facts) -> tuple[float | None, str]:
     share = sum(count for other, count in fact.counts.items() if other >= value) / total
     return value, f"label 1 from {value!r} on, {share:.1%} of the rows"
 
-# %% ../../nbs/1_data/03_draft.ipynb #102060fe
+# %% ../../nbs/1_data/03_draft.ipynb #6b69f79e
+def drafted_repairs(
+    target: Guess, # what is predicted
+    main: str, # its table
+) -> list[dict[str, Any]]:
+    "The repairs that make the spellings of the target one."
+    column = target.declared["column"]
+    return [{"name": f"{column}: {repair}", "table": main, "repair": repair, "columns": [column]} for repair in target.repairs]
+
+
 def labels_of(
     path: Path, # the main table, as ingest wrote it
-    target: Mapping[str, Any], # as conf/data declares it
+    target: Guess, # what is predicted
 ) -> np.ndarray:
     "1, 0 or -1 (no label) for each row of the file, int8."
     connection = ibis.duckdb.connect()
     table = connection.read_parquet(path, table_name="labels")
-    rows = table.select("source_row", label=target_label(table, dict(target)).fill_null(-1).cast("int8")).order_by("source_row")
+    table = with_text_repairs(table, path.stem, target.declared["column"], drafted_repairs(target, path.stem))
+    rows = table.select("source_row", label=target_label(table, target.declared).fill_null(-1).cast("int8")).order_by("source_row")
     label = rows.label.to_pyarrow().to_numpy()
     connection.disconnect()
     return label
@@ -564,7 +592,7 @@ def _time_splits(path: Path, fact: Facts, label: np.ndarray) -> Iterator[Guess]:
             moments = [str(date(1970, 1, 1) + timedelta(days=int(cut))) for cut in cuts]
             split = {"by": "time", "column": fact.column, "validation_from": moments[0], "test_from": moments[1]}
             rare = f"; {_one_day_a_month(days[usable])}" if _one_day_a_month(days[usable]) else ""
-            yield Guess(split, f"by time, at {shares[0]:.0%} and {shares[1]:.0%} of the rows{rare}", _parts(label[usable], part[usable]))
+            yield Guess(split, f"by time, at {shares[0]:.0%} and {shares[1]:.0%} of the rows{rare}", parts=_parts(label[usable], part[usable]))
 
 
 def _one_day_a_month(days: np.ndarray) -> str:
@@ -597,7 +625,7 @@ def _random_splits(path: Path, label: np.ndarray, group: str | None, why: str) -
                 split = {"by": "random", **({"column": group} if group else {}), "validation": share, "test": share, "seed": seed}
                 part = assign_splits(values, split)
                 if _rarest(label[usable], part) >= least:
-                    yield Guess(split, why + (f"; the rows of one {group} stay together" if group else ""), _parts(label[usable], part))
+                    yield Guess(split, why + (f"; the rows of one {group} stay together" if group else ""), parts=_parts(label[usable], part))
                     break
 
 # %% ../../nbs/1_data/03_draft.ipynb #5cdd4c43
@@ -743,7 +771,7 @@ def _drafted(name: str, given: Given, nulls: list[str], read: Read, facts: dict[
     main, path = facts[read.main], folder / f"{read.main}.parquet"
     target = _with_threshold(target, path)
     column = target.declared["column"]
-    label = labels_of(path, target.declared)
+    label = labels_of(path, target)
     alike = groups(path, main, label, column)
     tells = telling(path, main, label, column)
     reasons = []
@@ -861,6 +889,8 @@ def _draft_text(made: Draft, nulls: list[str], rules: list[dict[str, Any]], main
     lines += ["request: null   # list the columns that are known when a prediction is asked for; null is all but the target"]
     lines += [f"split: {yaml_value(made.split.declared)}   # {_one_line(made.split.why)}"]
     dropped = [own.column for own in made.columns[read.main] if own.became == "identifier"]
+    if repairs := drafted_repairs(made.target, read.main):
+        lines += ["repairs:", *(f"  - {yaml_value(rule)}" for rule in repairs)]
     if dropped:
         lines += ["features:", f"  kinds: {yaml_value(dict.fromkeys(dropped, 'drop'))}", f"roles: {yaml_value(dict.fromkeys(dropped, 'identifier'))}"]
     return "\n".join([*lines, "rules:", *(f"  - {yaml_value(rule)}" for rule in rules)]) + "\n"
@@ -896,7 +926,7 @@ def tried(
         shutil.copytree(folder, rows, copy_function=_linked, ignore=shutil.ignore_patterns("rejected"))
         if len(label) > TRIED_ROWS:
             _sample(folder / f"{data['main']}.parquet", rows / f"{data['main']}.parquet", label)
-        validate(rows, Path(aside) / "validate", Path(aside) / "rejected", data["rules"], data["main"], data["target"])
+        validate(rows, Path(aside) / "validate", Path(aside) / "rejected", data["rules"], data["main"], data["target"], data["repairs"])
         clean(Path(aside) / "validate", Path(aside) / "clean", data["repairs"])
         make_features(Path(aside) / "clean", Path(aside) / "features", data["main"], data["target"], data["features"], data["split"])
 

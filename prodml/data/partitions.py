@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from ..core.errors import InputError
 from ..core.files import read_json, sha256_of, write_json
-from .cell_types import ARROW_TYPES
+from .cell_types import ARROW_TYPES, declared_type
 from .csv_rows import Rejects, csv_batches
 from .ingest import ingest_csv, ingest_parquet, verified_partitions
 
@@ -38,12 +38,15 @@ class Feed:
     time: str # the column of the event time, UTC
     keys: tuple[str, ...] # the columns that together identify a row
     columns: Mapping[str, str] # the declared types: int, float, time or text
+    table: Mapping[str, Any] # the table in conf/data: how its text is written
+    late: tuple[str, ...] # the columns in which a missing value may be filled later
     null_values: tuple[str, ...] # the texts that mean missing
     allowed_lateness: timedelta # behind the newest event time, a row is still taken
     silence_budget: timedelta # without news, the feed still counts as alive
 
 
 _KEYS = ("folder", "time", "keys", "allowed_lateness_hours", "silence_budget_hours")
+_MAY = ("late_columns",)
 
 
 def declared_feeds(
@@ -53,21 +56,34 @@ def declared_feeds(
     "The feeds of conf/data by name; InputError on one without a table, with other keys than it needs, or whose time and keys have no declared type."
     feeds = {}
     for name, given in data["feeds"].items():
-        if name not in data["tables"] or sorted(given) != sorted(_KEYS):
-            raise InputError(f"the feed {name!r} has {', '.join(given)}", f"A feed has the name of a table ({', '.join(data['tables'])}) and the keys {', '.join(_KEYS)}.", file="conf/data")
-        types = data["tables"][name].get("columns") or {}
+        if name not in data["tables"] or sorted(set(given) - set(_MAY)) != sorted(_KEYS):
+            raise InputError(f"the feed {name!r} has {', '.join(given)}", f"A feed has the name of a table ({', '.join(data['tables'])}) and the keys {', '.join(_KEYS)}; it may have {', '.join(_MAY)}.", file="conf/data")
+        types = {column: declared_type(said) or "text" for column, said in (data["tables"][name].get("columns") or {}).items()}
         for column in (given["time"], *given["keys"]):
             if column not in types or (column == given["time"] and types[column] != "time"):
                 raise InputError(f"the feed {name!r} rests on a column without a declared type", f"Declare it under tables.{name}.columns, the event time as `time`.", file="conf/data", column=column)
+        late = _late_columns(name, given, data)
         lateness, budget = (timedelta(hours=given[key]) for key in _KEYS[3:])
-        feeds[name] = Feed(name, root / given["folder"], given["time"], tuple(given["keys"]), types, tuple(data["null_values"]), lateness, budget)
+        feeds[name] = Feed(name, root / given["folder"], given["time"], tuple(given["keys"]), types, data["tables"][name], late, tuple(data["null_values"]), lateness, budget)
     return feeds
+
+
+def _late_columns(name: str, given: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[str, ...]:
+    "Those that are declared, else the target."
+    late = given.get("late_columns")
+    if late is None:
+        target = (data.get("target") or {}).get("column")
+        late = [target] if name == data.get("main") and target not in (None, given["time"], *given["keys"]) else []
+    wrong = [column for column in late if column in (given["time"], *given["keys"])]
+    if wrong:
+        raise InputError(f"the feed {name!r} may not fill the column later: it identifies a row", "Take it out of late_columns.", file="conf/data", column=wrong[0])
+    return tuple(late)
 
 # %% ../../nbs/1_data/02_partitions.ipynb #7c358190
 def read_manifest(
     folder: Path, # the feed's folder
 ) -> dict[str, Any]:
-    "{columns, partitions: {day: {sha256, rows, min_time, max_time}}, deliveries: {sha256: verdict}}, empty for a new feed."
+    "{columns, partitions: {day: {sha256, rows, min_time, max_time}}, deliveries: {sha256: verdict and changed days}}, empty for a new feed."
     path = folder / "manifest.json"
     return read_json(path) if path.exists() else {"columns": [], "partitions": {}, "deliveries": {}}
 
@@ -132,13 +148,17 @@ def read_delivery(
     target: Path, # the Parquet file to write
 ) -> None:
     "Write the rows typed, in the feed's columns; InputError as ingest gives it, or on a row without its time or a key."
+    written, declared = {key: value for key, value in feed.table.items() if key in _WRITTEN}, feed.table.get("columns") or {}
     if path.suffix == ".parquet":
-        ingest_parquet(path, target, {"columns": dict(feed.columns)})
+        names = pq.read_schema(path).names
+        columns = {name: said for name, said in declared.items() if name in names or name not in feed.late}
+        ingest_parquet(path, target, {**{key: value for key, value in written.items() if key in _OF_PARQUET}, "columns": columns})
     else:
         # What is not declared stays text: a type inferred from one day could differ from the next day's.
-        names = next(csv_batches(path, list(feed.null_values), {}, Rejects(path.name, 0.0, target))).schema.names
-        columns = {name: feed.columns.get(name, "text") for name in (*feed.columns, *names) if name != "source_row"}
-        ingest_csv(path, target, {"columns": columns}, list(feed.null_values))
+        names = next(csv_batches(path, list(feed.null_values), written, Rejects(path.name, 0.0, target))).schema.names
+        expected = [name for name in declared if name in names or name not in feed.late]
+        columns = {name: declared.get(name, "text") for name in (*expected, *names) if name != "source_row"}
+        ingest_csv(path, target, {**written, "columns": columns}, list(feed.null_values))
     row = 1
     for batch in pq.ParquetFile(target).iter_batches(columns=[*dict.fromkeys((feed.time, *feed.keys))]):
         for name, values in zip(batch.schema.names, batch.columns):
@@ -148,13 +168,18 @@ def read_delivery(
         row += batch.num_rows
 
 
+_OF_PARQUET = ("drop", "null_values", "decimal", "thousands", "time_format")
+_WRITTEN = (*_OF_PARQUET, "encoding", "delimiter", "skip", "header")
+
+
 def in_feed_order(
     rows: pa.Table, # as `read_delivery` wrote them
     feed: Feed, # the feed
 ) -> pa.Table:
-    "The declared columns in the order of the declaration, then the others by name, as text; NaN becomes null, so that equal rows are equal."
-    others = sorted(set(rows.column_names) - {*feed.columns, "source_row"})
-    columns = {name: pc.cast(rows[name], ARROW_TYPES[feed.columns.get(name, "text")]) for name in (*feed.columns, *others)}
+    "The declared columns in the order of the declaration, then the others by name, as text; NaN becomes null, so that equal rows are equal. A late column that did not come yet is null."
+    others = sorted({*rows.column_names, *feed.late} - {*feed.columns, "source_row"})
+    came = {name: rows[name] if name in rows.column_names or name not in feed.late else pa.nulls(rows.num_rows) for name in (*feed.columns, *others)}
+    columns = {name: pc.cast(values, ARROW_TYPES[feed.columns.get(name, "text")]) for name, values in came.items()}
     for name, values in columns.items():
         if pa.types.is_floating(values.type):
             columns[name] = pc.if_else(pc.is_nan(values), None, values)
@@ -184,20 +209,47 @@ def merged_day(
     accepted: pa.Table, # the rows of the day so far
     delivered: pa.Table, # the rows that came, with the same columns
     keys: tuple[str, ...], # what identifies a row
+    late: tuple[str, ...] = (), # the columns in which a missing value may be filled
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
-    "The distinct rows of both, sorted by their keys; and how up to three rows contradict others: key, column, accepted, delivered."
+    "The distinct rows of both, filled and sorted by their keys; and how up to three rows contradict others: key, column, accepted, delivered."
     names = accepted.column_names
     rows = pa.concat_tables([accepted, delivered]).group_by(names, use_threads=False).aggregate([]).select(names)
+    rows, unclear = _filled(rows, late) if late else (rows, rows.slice(0, 0))
     times = rows.group_by(list(keys), use_threads=False).aggregate([([], "count_all")])
-    doubled = times.filter(pc.greater(times["count_all"], 1)).sort_by([(key, "ascending") for key in keys]).slice(0, 3)
+    order = [(key, "ascending") for key in keys]
+    doubled = times.filter(pc.greater(times["count_all"], 1)).select(list(keys))
+    wrong = pa.concat_tables([doubled, unclear.select(list(keys))]).group_by(list(keys), use_threads=False).aggregate([]).sort_by(order).slice(0, 3)
     differences = []
-    for key in doubled.select(list(keys)).to_pylist():
-        before, after = (_with_key(table, key) for table in (accepted, delivered))
-        first = before[0] if before else after[0]
-        other = next(row for row in after if row != first)
+    for key in wrong.to_pylist():
         said = {name: str(value) for name, value in key.items()}
-        differences += [{"key": said, "column": name, "accepted": _said(first[name]), "delivered": _said(other[name])} for name in names if first[name] != other[name]]
-    return rows.sort_by([(key, "ascending") for key in keys]), differences
+        first, other, columns = _contradiction(_with_key(accepted, key), _with_key(delivered, key), late)
+        differences += [{"key": said, "column": name, "accepted": _said(first[name]), "delivered": _said(other[name])} for name in columns]
+    return rows.sort_by(order), differences
+
+
+def _filled(rows: pa.Table, late: tuple[str, ...]) -> tuple[pa.Table, pa.Table]:
+    "One row for those that differ in late columns only, with the values that are there; and the rows of which two values of a late column are there."
+    fixed = [name for name in rows.column_names if name not in late]
+    valid = pc.CountOptions(mode="only_valid")
+    asked = [(name, "first", pc.ScalarAggregateOptions(skip_nulls=True)) for name in late] + [(name, "count_distinct", valid) for name in late]
+    grouped = rows.group_by(fixed, use_threads=False).aggregate(asked)
+    whole = pa.table({name: grouped[name if name in fixed else f"{name}_first"] for name in rows.column_names})
+    counts = [pc.greater(grouped[f"{name}_count_distinct"], 1) for name in late]
+    unclear = counts[0]
+    for more in counts[1:]:
+        unclear = pc.or_(unclear, more)
+    return whole, whole.filter(unclear)
+
+
+def _contradiction(before: list[dict], after: list[dict], late: tuple[str, ...]) -> tuple[dict, dict, list[str]]:
+    "Two rows of one key that contradict each other, and in which columns."
+    rows = before + after
+    for place, first in enumerate(rows):
+        for other in rows[place + 1 :]:
+            columns = [name for name in first if first[name] != other[name] and not (name in late and None in (first[name], other[name]))]
+            if columns:
+                return first, other, columns
+    raise AssertionError("no two of the rows contradict each other")
 
 
 def _with_key(table: pa.Table, key: dict[str, Any]) -> list[dict[str, Any]]:
@@ -218,6 +270,7 @@ class Verdict:
     verdict: str # accepted, merged, ignored or quarantined
     rows_new: int = 0 # that were added
     rows_known: int = 0 # that were there already, or came twice
+    rows_filled: int = 0 # that were there, and of which a late column was filled
     reason: str = "" # why it was not taken
     differences: tuple[dict[str, Any], ...] = () # key, column, accepted, delivered
 
@@ -252,22 +305,29 @@ def judge(
     if manifest["columns"] and columns.column_names != manifest["columns"]:
         other = sorted(set(columns.column_names) ^ set(manifest["columns"]))
         return Verdict(name, "quarantined", reason=f"the columns are not the feed's; they differ in {', '.join(other)}")
-    new, total, last = 0, 0, datetime.min
+    new, filled, total, last = 0, 0, 0, datetime.min
     for day in days:
         delivered = rows_of_day(rows, feed, day)
         accepted = accepted_day(feed, manifest, day, columns.schema)
-        merged, differences = merged_day(accepted, delivered, feed.keys)
+        merged, differences = merged_day(accepted, delivered, feed.keys, feed.late)
         added = merged.num_rows - accepted.num_rows
+        changed = _rows_beside(merged, accepted)
         last = max(last, pc.max(delivered[feed.time]).as_py())
         reason = _refusal(feed, newest, day, last, now, added, differences)
         if reason:
             return Verdict(name, "quarantined", reason=reason, differences=tuple(differences))
-        if added:
+        if changed:
             target.mkdir(exist_ok=True)
             pq.write_table(merged, target / f"{day}.parquet", compression="zstd")
-        new, total = new + added, total + delivered.num_rows
-    kind = "ignored" if not new else "merged" if newest and last < newest else "accepted"
-    return Verdict(name, kind, new, total - new, "all its rows are there already" if not new else "")
+        new, filled, total = new + added, filled + changed - added, total + delivered.num_rows
+    kind = "ignored" if not new + filled else "merged" if filled or newest and last < newest else "accepted"
+    return Verdict(name, kind, new, total - new - filled, filled, "all its rows are there already" if not new + filled else "")
+
+
+def _rows_beside(merged: pa.Table, accepted: pa.Table) -> int:
+    "How many rows are not among the accepted ones as they are."
+    both = pa.concat_tables([merged, accepted])
+    return both.group_by(both.column_names, use_threads=False).aggregate([]).num_rows - accepted.num_rows
 
 
 def _refusal(feed: Feed, newest: datetime | None, day: date, last: datetime, now: datetime, added: int, differences: list) -> str:
@@ -307,7 +367,7 @@ def _taken(feed: Feed, path: Path, now: datetime, aside: Path) -> Verdict:
     digest, manifest = sha256_of(copy), read_manifest(feed.folder)
     known = manifest["deliveries"].get(digest)
     if known and known["verdict"] != "quarantined":
-        return Verdict(path.name, "ignored", 0, known["rows_new"] + known["rows_known"], f"the same bytes came before, as {known['file']}")
+        return Verdict(path.name, "ignored", 0, known["rows_new"] + known["rows_known"] + known.get("rows_filled", 0), 0, f"the same bytes came before, as {known['file']}")
     rows = aside / "delivery" / "rows.parquet"
     try:
         read_delivery(feed, copy, rows)
@@ -328,12 +388,15 @@ def _decide(feed: Feed, manifest: dict[str, Any], verdict: Verdict, digest: str,
         copy.replace(aside / "quarantine" / f"{digest}-{copy.name}")
         write_json(aside / "quarantine" / f"{digest}.json", asdict(verdict))
     shutil.rmtree(copy.parent)
+    changed = {}
     for file in sorted(days.glob("*.parquet")):
         table = pq.read_table(file)
         ends = pc.min_max(table[feed.time]).as_py()
         manifest["columns"] = table.column_names
+        before = manifest["partitions"].get(file.stem, {}).get("sha256")
         manifest["partitions"][file.stem] = {"sha256": sha256_of(file), "rows": table.num_rows, "min_time": ends["min"].isoformat(), "max_time": ends["max"].isoformat()}
-    manifest["deliveries"][digest] = asdict(verdict)
+        changed[file.stem] = [before, manifest["partitions"][file.stem]["sha256"]]
+    manifest["deliveries"][digest] = asdict(verdict) | {"changed": changed}
     write_json(aside / "manifest.json", manifest)
 
 # %% ../../nbs/1_data/02_partitions.ipynb #ca19b33d

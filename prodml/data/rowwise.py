@@ -32,6 +32,7 @@ class NotRowWise(Exception):
 _PLAIN: dict[type, str] = {
     ops.Add: "add", ops.Subtract: "subtract", ops.Multiply: "multiply", ops.Divide: "divide", ops.FloorDivide: "floor_divide", ops.Modulus: "remainder", ops.Negate: "negate",
     ops.Equals: "equal", ops.NotEquals: "not_equal", ops.Less: "less", ops.LessEqual: "less_equal", ops.Greater: "greater", ops.GreaterEqual: "greater_equal",
+    ops.Strip: "trim", ops.Lowercase: "lower",
     ops.And: "and", ops.Or: "or", ops.Not: "not", ops.IsNull: "is_missing", ops.IfElse: "if",
     ops.ExtractEpochSeconds: "epoch_seconds", ops.ExtractHour: "hour", ops.DayOfWeekIndex: "weekday", ops.Date: "day_start",
 }

@@ -9,7 +9,7 @@ __all__ = ['EXAMPLES', 'EXAMPLE_PARTITIONS', 'TABLE_KINDS', 'REJECTED', 'MEMORY_
 
 # %% ../../nbs/1_data/04_validate.ipynb #e9870553
 import datetime
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ..core.errors import InputError
 from ..core.files import artifact, write_json, written_folder
 from .contract import age, breaks, check_rules, key_digest, kind_of, partitions, present, repeats
 from .ingest import require_columns, write_batches
+from .text_repairs import with_text_repairs
 
 # %% ../../nbs/1_data/04_validate.ipynb #88f1bc66
 EXAMPLES = 3
@@ -143,10 +144,15 @@ def _with_reasons(name: str, bad: ir.Table, rules: list[dict[str, Any]], columns
     broken = [bad[f"broken_{i}"] for i in range(len(rules))]
     nothing = ibis.null("string")
     names = [flag.ifelse(rule["name"], nothing) for flag, rule in zip(broken, rules)]
-    values = [ibis.literal(", ").join([ibis.literal(f"{column} is ") + bad[column].cast("string").fill_null("missing") for column in rule["columns"]]) for rule in rules]
+    values = [ibis.literal(", ").join([ibis.literal(f"{column} is ") + _quoted(bad[column]).fill_null("missing") for column in rule["columns"]]) for rule in rules]
     reasons = [flag.ifelse(ibis.literal(f"{rule['name']}: ") + value, nothing) for flag, rule, value in zip(broken, rules, values)]
     row = ibis.struct({column: bad[column] for column in columns}).cast("json").cast("string")
     return bad.select(table=ibis.literal(name), source_row="source_row", rules=ibis.literal("; ").join(names), reasons=ibis.literal("; ").join(reasons), row=row)
+
+
+def _quoted(column: ir.Column) -> ir.StringColumn:
+    "A value in words: text in quotes, so that blanks can be seen."
+    return ibis.literal("'") + column + ibis.literal("'") if column.type().is_string() else column.cast("string")
 
 
 def write_rejected(
@@ -220,9 +226,10 @@ def check_target(
         column = table[target["column"]].cast("string")
         values = [value for value in table.select(value=column).distinct().order_by("value").limit(20).value.to_pyarrow().to_pylist() if value is not None]
         if len(values) > 2 and not target.get("against"):
-            shown = ", ".join(map(repr, values[:6])) + (" and more" if len(values) > 6 else "")
-            remedy = "Choose a column of two values or a number with `at_least`; or add `against: rest` to the target, if one value against the rest is meant."
-            raise InputError(f"the target is not binary: it has the values {shown}", remedy, column=target["column"])
+            spelled = {value.strip().casefold() for value in values}
+            repairs = " They differ by blanks or case only: repair them (repairs: trim, casefold)." if len(spelled) <= 2 else ""
+            more = " and more" if len(values) > 6 else ""
+            raise InputError(f"the target is not binary: it has the values {', '.join(map(repr, values[:6]))}{more}", f"Choose a column of two values, or a number with `at_least`; or add `against: rest`, if one value is meant against the others.{repairs}", column=target["column"])
     counts = {row["label"]: row["rows"] for row in table.select(label=label).group_by("label").agg(rows=ibis._.count()).to_pyarrow().to_pylist()}
     if "positive" in target and not counts.get(1):
         raise InputError(f"no row has the positive value {target['positive']!r}; values are {', '.join(map(repr, values))}", "Correct target.positive in conf/data.", column=target["column"])
@@ -267,6 +274,7 @@ def validate(
     rules: list[dict[str, Any]], # the rules of conf/data
     main: str, # the table whose rows are predicted
     target: dict[str, Any], # the target of conf/data
+    repairs: Sequence[Mapping[str, Any]] = (), # of conf/data: the target is checked as the text repairs leave it
 ) -> dict[str, Any]:
     "Check every rule, write the rows that pass, the rejected ones and a report; InputError if a rule is broken too often or the target will not do."
     tables = read_tables(source)
@@ -279,7 +287,9 @@ def validate(
         with written_folder(aside_folder) as folder:
             write_rejected(rejected, folder / "rejected.parquet")
         raise
-    report["target"] = check_target(kept[main], target)
+    column = target.get("column")
+    asked = with_text_repairs(kept[main], main, column, repairs) if column in kept[main].columns else kept[main]
+    report["target"] = check_target(asked, target)
     with written_folder(target_folder) as folder:
         for name, table in kept.items():
             write_table(table, folder / f"{name}.parquet")

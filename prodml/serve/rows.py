@@ -9,6 +9,7 @@ __all__ = ['Cell', 'decode_row', 'Columns', 'read_json', 'too_many', 'read_numbe
 # %% ../../nbs/4_serve/04_rows.ipynb #4de12c5b
 import csv
 import io
+import math
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -88,16 +89,18 @@ def too_many(
     return Problem(413, detail=f"The request has {rows:,} rows, and {most:,} are taken at once. Send them in parts.")
 
 # %% ../../nbs/4_serve/04_rows.ipynb #521d0d12
-_WHOLE, _DECIMAL = re.compile(r"[+-]?[0-9]{1,18}"), re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_WHOLE, _DECIMAL = re.compile(r"[+-]?[0-9]{1,40}"), re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def read_number(
     text: str, # a cell
 ) -> Any:
-    "An int, a float, or the text where it is no plain number."
-    if _WHOLE.fullmatch(text):
-        return int(text)
-    return float(text) if _DECIMAL.fullmatch(text) else text
+    "An int where 64 bits hold it, a float, or the text where it is no plain and finite number."
+    plain = text.strip(" \t\r\n\f")
+    if _WHOLE.fullmatch(plain) and -(2**63) <= (whole := int(plain)) < 2**63:
+        return whole
+    number = float(plain) if _DECIMAL.fullmatch(plain) else math.inf
+    return number if math.isfinite(number) else text
 
 
 def read_csv(
