@@ -381,7 +381,7 @@ def guess_targets(
     ends = usable[-1:] + usable[:1]
     two = [fact for fact in (*named, *ends, *reversed(usable)) if fact.values == 2]
     # A number or a text of several values is mostly the answer if it stands last; most names above are names of yes and no.
-    rest = [fact for fact in (*usable[-1:], *named, *reversed(usable)) if 2 < fact.values and (fact.kind != "text" or fact.values <= FEW_VALUES)]
+    rest = [fact for fact in (*usable[-1:], *named, *reversed(usable)) if 2 < fact.values and (fact.kind != "text" or fact.values <= min(FEW_VALUES, fact.rows / 5))]
     if given.positive is not None:
         two, rest = [fact for fact in [*two, *rest] if given.positive in map(str, fact.counts)], []
     unique = list({fact.column: fact for fact in [*two, *rest]}.values())
