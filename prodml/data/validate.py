@@ -229,7 +229,7 @@ def check_target(
             spelled = {value.strip().casefold() for value in values}
             repairs = " They differ by blanks or case only: repair them (repairs: trim, casefold)." if len(spelled) <= 2 else ""
             more = " and more" if len(values) > 6 else ""
-            raise InputError(f"the target is not binary: it has the values {', '.join(map(repr, values[:6]))}{more}", f"Choose a column of two values, or a number with `at_least`; or add `against: rest`, if one value is meant against the others.{repairs}", column=target["column"])
+            raise InputError(f"the target is not binary: it has the values {', '.join(map(repr, values[:6]))}{more}", f"Choose a column of two values, or a number with `at_least`.{repairs} If one value is meant against the others, add `against: rest`.", column=target["column"])
     counts = {row["label"]: row["rows"] for row in table.select(label=label).group_by("label").agg(rows=ibis._.count()).to_pyarrow().to_pylist()}
     if "positive" in target and not counts.get(1):
         raise InputError(f"no row has the positive value {target['positive']!r}; values are {', '.join(map(repr, values))}", "Correct target.positive in conf/data.", column=target["column"])
