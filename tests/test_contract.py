@@ -17,7 +17,7 @@ from pandera.errors import SchemaErrors
 
 from prodml.bundle.contract import OPERATORS, RowChecker, check_rule, row_contract
 from prodml.core.errors import InputError
-from prodml.data.contract import breaks, check_rules, draft, pandera_schema, type_breaks
+from prodml.data.contract import breaks, check_rules, pandera_schema, type_breaks
 
 # Two columns of each type, so that any two can be compared; `whole` holds floats where the contract says int.
 TYPES = {"i": "int", "j": "int", "f": "float", "g": "float", "s": "text", "t": "text", "at": "time", "by": "time"}
@@ -186,33 +186,3 @@ def test_the_flights_contract_travels_as_json(root):
     check = RowChecker(contract)
     assert check({name: [value] for name, value in good.items()}) == []
     assert [(verdict.column, verdict.severity) for verdict in check({name: [value] for name, value in (good | {"origin": "BOS", "hour": 24}).items()})] == [("origin", "error"), ("hour", "error")]
-
-
-def test_a_draft_runs_as_it_is(checkout):
-    """A stranger's CSV: draft, compose, and the data floor up to the features."""
-    rng = np.random.default_rng(0)
-    days = np.repeat(np.datetime64("2020-01-01") + np.arange(100), 6)
-    income = rng.normal(3000, 800, 600).round(2)
-    rows = pa.table({
-        "customer": [f"C{number:04}" for number in range(600)], "city": rng.choice(["Köln", "Bonn, am Rhein", "NO"], 600).tolist(), "income": [None if number % 7 == 0 else value for number, value in enumerate(income.tolist())],
-        "since": days.astype(str).tolist(), "left": np.where(income + rng.normal(0, 500, 600) > 3300, "yes", "no").tolist(),
-    })
-    (checkout / "shop").mkdir()
-    pyarrow.csv.write_csv(rows, checkout / "shop" / "customers.csv")
-    assert run("python", "-m", "prodml.cli", "data", "draft", "shop/customers.csv", "--name", "shop", "--write", cwd=checkout).returncode == 0
-    written = yaml.safe_load((checkout / "conf" / "data" / "shop.yaml").read_text())
-    assert written["folder"] == "shop" and written["target"]["column"] == "left" and {rule["rule"] for rule in written["rules"]} >= {"not_null", "unique", "range", "rows_per"}
-    again = run("python", "-m", "prodml.cli", "data", "draft", "shop/customers.csv", "--name", "shop", "--write", cwd=checkout)
-    assert again.returncode == 1 and "is there already" in again.stderr
-    assert run("python", "-m", "prodml.cli", "params", "data=shop", cwd=checkout).returncode == 0
-    for stage in ("ingest", "validate", "clean", "features"):
-        done = run("python", "-m", "prodml.core.runner", stage, cwd=checkout)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    report = json.loads((checkout / "artifacts" / "validate" / "report.json").read_text())
-    assert not [rule["name"] for rule in report["rules"] if rule["rows"]], "what was drafted from a table holds in it"
-
-
-def test_a_draft_of_nothing_to_predict_says_so(tmp_path):
-    (tmp_path / "names.csv").write_text("name\nAnna\nBert\nCleo\n")
-    with pytest.raises(InputError, match="no column could be predicted"):
-        draft([tmp_path / "names.csv"], "names", [""])

@@ -188,6 +188,7 @@ class Target:
     column: str # of the main table
     positive: str | int | float | bool | None = None # the value that means yes
     at_least: int | float | None = None # the number from which the answer is yes
+    against: str | None = None # rest: `positive` stands against all other values, however many; None: there is one other
 
 
 def target_label(
@@ -200,6 +201,8 @@ def target_label(
     column = table[asked.column]
     if (asked.positive is None) == (asked.at_least is None):
         raise InputError("a target needs either `positive` or `at_least`", "Give one of them in conf/data (target).", column=asked.column)
+    if asked.against not in (None, "rest") or asked.against and asked.positive is None:
+        raise InputError(f"data.target.against is {asked.against!r}", "Write `against: rest` beside `positive`, or nothing.", column=asked.column)
     if asked.at_least is not None and not column.type().is_numeric():
         raise InputError(f"at_least needs a number, and the column is {column.type()}", "Give `positive`, or another column.", column=asked.column)
     return (_is_positive(column, asked.positive) if asked.at_least is None else column >= asked.at_least).cast("int64")
@@ -222,11 +225,11 @@ def check_target(
     if "positive" in target:
         column = table[target["column"]].cast("string")
         values = [value for value in table.select(value=column).distinct().order_by("value").limit(20).value.to_pyarrow().to_pylist() if value is not None]
-        if len(values) > 2:
+        if len(values) > 2 and not target.get("against"):
             spelled = {value.strip().casefold() for value in values}
             repairs = " They differ by blanks or case only: repair them (repairs: trim, casefold)." if len(spelled) <= 2 else ""
             more = " and more" if len(values) > 6 else ""
-            raise InputError(f"the target is not binary: it has the values {', '.join(map(repr, values[:6]))}{more}", f"Choose a column of two values, or a number with `at_least`.{repairs}", column=target["column"])
+            raise InputError(f"the target is not binary: it has the values {', '.join(map(repr, values[:6]))}{more}", f"Choose a column of two values, or a number with `at_least`.{repairs} If one value is meant against the others, add `against: rest`.", column=target["column"])
     counts = {row["label"]: row["rows"] for row in table.select(label=label).group_by("label").agg(rows=ibis._.count()).to_pyarrow().to_pylist()}
     if "positive" in target and not counts.get(1):
         raise InputError(f"no row has the positive value {target['positive']!r}; values are {', '.join(map(repr, values))}", "Correct target.positive in conf/data.", column=target["column"])

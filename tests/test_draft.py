@@ -1,0 +1,198 @@
+"""`prodml data draft`: tables as strangers bring them become a conf/data file that works, or one clear question."""
+
+import csv
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import run
+
+from prodml.core.config import unescaped
+from prodml.core.errors import InputError
+from prodml.data.draft import Given, draft, given_name, guess_targets, safe_name, summary, table_facts
+
+ROWS = 400
+
+
+def table(folder, name="table.csv", delimiter=",", header=True, **columns):
+    """A CSV of a number, a category and a target that follows the number, with more columns or others."""
+    draw = np.random.default_rng(0)
+    age = draw.normal(45, 15, ROWS).round(1)
+    plain = {"age": age, "plan": draw.choice(["basic", "plus"], ROWS, p=[0.3, 0.7]), "extra": draw.choice(["a", "b", "c"], ROWS)}
+    wanted = {**plain, **columns}
+    wanted.setdefault("churned", np.where(age + draw.normal(0, 10, ROWS) > 50, "yes", "no"))
+    wanted = {key: values for key, values in wanted.items() if values is not None}
+    path = folder / name
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        if header:
+            writer.writerow(wanted)
+        writer.writerows(zip(*(list(values) for values in wanted.values())))
+    return path
+
+
+def drafted(path, **given):
+    """The settings of a draft, as text and as they are read back."""
+    made = draft([path], Given(**given))
+    return made, unescaped(yaml.safe_load(made.text))
+
+
+def became(made):
+    return {own.column: own.became for own in made.columns[made.read.main]}
+
+
+def days(every=1):
+    return (np.datetime64("2021-01-01") + every * np.arange(ROWS) % 600).astype(str)
+
+
+@pytest.mark.parametrize("text", ["2024", "true", "null", "1e3", "données", "sales (1)", "../x", "a=b", 'o"x', "y", "", "都市", "defaults", "x" * 300])
+def test_a_name_is_safe_or_refused_with_one_that_is(text):
+    name = safe_name(text)
+    assert given_name(name) == name and yaml.safe_load(f"a: {name}") == {"a": name}
+    if text != "x" * 300 and text != "":
+        with pytest.raises(InputError, match=f"--name {name}"):
+            given_name(text)
+
+
+def test_the_hand_of_a_file_is_found_and_written(tmp_path):
+    """Semicolons, decimal commas, a word for missing, percent: declared, and named as doubts, all at once."""
+    draw = np.random.default_rng(1)
+    income = [f"{value:.2f}".replace(".", ",") for value in draw.normal(3000, 500, ROWS)]
+    visits = ["?" if place % 6 == 0 else str(place % 9) for place in range(ROWS)]
+    path = table(tmp_path, delimiter=";", age=income, visits=visits, share=[f"{place % 90}%" for place in range(ROWS)])
+    made, settings = drafted(path)
+    about = settings["tables"]["table"]
+    assert about["delimiter"] == ";" and about["columns"]["age"]["decimal"] == "," and "?" in about["columns"]["visits"]["null_values"]
+    assert about["columns"]["share"]["units"] == {"%": 1} and became(made)["visits"] == "number"
+    assert all(any(name in doubt for doubt in made.doubts) for name in ("';'", "age", "visits", "share"))
+
+
+def test_what_a_person_says_holds(tmp_path):
+    path = table(tmp_path, age=[f"{place % 28 + 1:02}/0{place % 9 + 1}/2021" for place in range(ROWS)], other=np.arange(ROWS) % 3)
+    _, settings = drafted(path, dates=("%d/%m/%Y",), null=("a",), target="plan", positive="basic", name="mine")
+    assert settings["tables"]["table"]["columns"]["age"] == "time" and settings["name"] == "mine" and "a" in settings["null_values"]
+    assert settings["target"] == {"column": "plan", "positive": "basic"}
+    with pytest.raises(InputError, match="has no value 'gold'"):
+        drafted(path, dates=("%d/%m/%Y",), target="plan", positive="gold")
+    with pytest.raises(InputError, match="column is missing"):
+        drafted(path, dates=("%d/%m/%Y",), target="plans")
+
+
+def test_what_only_a_person_knows_is_asked_together(tmp_path):
+    """Days up to 12 leave day and month open, in both columns."""
+    ambiguous = [f"{place % 12 + 1:02}/{place % 11 + 1:02}/2021" for place in range(ROWS)]
+    with pytest.raises(InputError, match="2 questions are open") as asked:
+        drafted(table(tmp_path, age=ambiguous, since=ambiguous[::-1]))
+    assert "age" in str(asked.value) and "since" in str(asked.value) and "--dates" in str(asked.value)
+
+
+def test_a_file_without_a_header_is_asked_about_and_read_as_told(tmp_path):
+    path = table(tmp_path, header=False)
+    with pytest.raises(InputError, match="--no-header"):
+        drafted(table(tmp_path, "numbers.csv", header=False, plan=None, extra=None, size=np.arange(ROWS) / 3, churned=np.arange(ROWS) % 2))
+    made, settings = drafted(path, no_header=True)
+    assert list(settings["tables"]["table"]["columns"]) == ["column_1", "column_2", "column_3", "column_4"] and made.rows[0] == ROWS
+
+
+def test_texts_of_the_data_stay_texts(tmp_path):
+    """Category values, a column and a file that YAML or OmegaConf would read as something else."""
+    odd = ["1e3", "null", "${oc.env:HOME}", "yes", "???", 'a "b"\nc']
+    path = table(tmp_path, "1e3.csv", extra=[odd[place % 6] for place in range(ROWS)], **{"2e4": np.arange(ROWS) % 7, "a.${x}": np.arange(ROWS) % 5})
+    _, settings = drafted(path)
+    values = next(rule["values"] for rule in settings["rules"] if rule["columns"] == ["extra"])
+    assert settings["name"] == settings["main"] == "data_1e3" and set(values) == set(odd) - {"null"}
+    assert {"2e4", "a.${x}"} < set(settings["tables"]["data_1e3"]["columns"])
+
+
+def test_identifiers_are_dropped_and_flags_kept(tmp_path):
+    path = table(
+        tmp_path, rowno=np.arange(ROWS), customer=[f"C{place * 7919 % 100003}" for place in range(ROWS)],
+        flag=["Y" if place % 5 == 0 else "" for place in range(ROWS)], one=["x"] * ROWS, none=[""] * ROWS,
+    )
+    made, settings = drafted(path)
+    assert became(made) == {"age": "number", "plan": "category", "extra": "category", "rowno": "identifier", "customer": "identifier", "flag": "flag", "one": "constant", "none": "empty", "churned": "target"}
+    assert settings["features"]["kinds"] == {"rowno": "drop", "customer": "drop"} and set(settings["roles"].values()) == {"identifier"}
+    assert not [rule for rule in settings["rules"] if rule["rule"] == "range" and rule["columns"] == ["rowno"]]
+    assert "rowno" in summary(made) and "each whole number from 0 to 399 once" in made.text
+
+
+def test_rows_of_a_group_stay_together(tmp_path):
+    user = np.random.default_rng(2).integers(0, 40, ROWS)
+    made, settings = drafted(table(tmp_path, user=[f"u{number:03}" for number in user], churned=np.where(user % 2, "yes", "no")))
+    assert settings["split"]["by"] == "random" and settings["split"]["column"] == "user" and became(made)["user"] == "group"
+    made, settings = drafted(table(tmp_path, "chance.csv", user=[f"u{number:03}" for number in user]))
+    assert "column" not in settings["split"], "a label that does not follow the user"
+
+
+def test_a_split_is_never_silently_at_random(tmp_path):
+    _, settings = drafted(table(tmp_path, since=days()))
+    assert settings["split"]["by"] == "time" and settings["split"]["column"] == "since"
+    for name, values, why in (
+        ("holes.csv", {"since": ["" if place % 5 == 0 else day for place, day in enumerate(days())]}, "80 of 400 rows have no since"),
+        ("born.csv", {"born": days(40)}, "born is a date of birth by its name"),
+        ("span.csv", {"since": (np.datetime64("1930-01-01") + 60 * np.arange(ROWS)).astype(str)}, "spans 65 years"),
+    ):
+        made, settings = drafted(table(tmp_path, name, **values))
+        assert settings["split"]["by"] == "random" and any(why in doubt for doubt in made.doubts), name
+
+
+def test_one_missing_time_is_set_aside_by_a_rule(tmp_path):
+    made, settings = drafted(table(tmp_path, since=["", *days()[1:]]))
+    assert settings["split"]["by"] == "time" and any("a rule sets them aside" in doubt for doubt in made.doubts)
+    assert [rule["rule"] for rule in settings["rules"] if rule["columns"] == ["since"]][0] == "not_null"
+
+
+@pytest.mark.parametrize(("values", "wanted"), [
+    ([["0.0", "1.0", ""][place % 3] for place in range(ROWS)], {"column": "churned", "positive": 1.0}),
+    ([max(0, place % 10 - 7) for place in range(ROWS)], {"column": "churned", "at_least": 1}),
+    ([["low", "mid", "mid", "high"][place % 4] for place in range(ROWS)], {"column": "churned", "positive": "high", "against": "rest"}),
+    ([["no", "yes ", "no", " yes"][place * 7 % 4] for place in range(ROWS)], {"column": "churned", "positive": "yes"}),
+])
+def test_the_target(tmp_path, values, wanted):
+    """A number of two values, counts that are mostly zero, several classes, blanks around values."""
+    _, settings = drafted(table(tmp_path, plan=None, churned=values))
+    assert settings["target"] == wanted
+
+
+def test_few_cases_and_a_twin_of_the_target_are_named(tmp_path):
+    target = np.where(np.arange(ROWS) % 40 == 7, "yes", "no")
+    made, _ = drafted(table(tmp_path, since=days(), state=np.where(target == "yes", "closed", "open"), churned=target))
+    assert any("state tells churned alone" in doubt for doubt in made.doubts)
+    assert any("10 of 400 rows (" in doubt for doubt in made.doubts)
+    with pytest.raises(InputError, match="no guess of the target works"):
+        drafted(table(tmp_path, "two.csv", churned=["yes"] * 2 + ["no"] * (ROWS - 2)), target="churned")
+
+
+def test_nothing_to_predict_says_so(tmp_path):
+    (tmp_path / "names.csv").write_text("name\nAnna\nBert\nCleo\n")
+    with pytest.raises(InputError, match="no column could be predicted"):
+        drafted(tmp_path / "names.csv")
+
+
+def test_facts_of_many_columns(tmp_path):
+    """More columns than one query asks for, with all kinds among them."""
+    columns = {f"c{place}": np.arange(50) % (place % 60 + 1) for place in range(230)}
+    pq.write_table(pa.table({"source_row": np.arange(50), **columns}), tmp_path / "wide.parquet")
+    facts = table_facts(tmp_path / "wide.parquet")
+    assert [fact.values for fact in facts.values()] == [len(set(values.tolist())) for values in columns.values()]
+    assert guess_targets(facts, Given())[0].declared["column"] in {name for name, fact in facts.items() if fact.values == 2}
+
+
+def test_the_command_writes_what_the_pipeline_takes(checkout):
+    """A name that Hydra cannot take, `--write`, `prodml params`, and the stages of data up to the features."""
+    (checkout / "shop").mkdir()
+    table(checkout / "shop", "2024.csv", delimiter=";", customer=[f"C{place:04}" for place in range(ROWS)], since=days())
+    command = ("python", "-m", "prodml.cli", "data", "draft", "shop/2024.csv", "--write")
+    done = run(*command, cwd=checkout)
+    assert done.returncode == 0 and "prodml trial build/data_2024 data=data_2024" in done.stdout, done.stdout + done.stderr
+    again = run(*command, cwd=checkout)
+    assert again.returncode == 1 and "is there already" in again.stderr
+    assert run("python", "-m", "prodml.cli", "params", "data=data_2024", cwd=checkout).returncode == 0
+    for stage in ("ingest", "validate", "clean", "features"):
+        done = run("python", "-m", "prodml.core.runner", stage, cwd=checkout)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    report = json.loads((checkout / "artifacts" / "validate" / "report.json").read_text())
+    assert not [rule["name"] for rule in report["rules"] if rule["rows"]], "what was drafted from a table holds in it"
