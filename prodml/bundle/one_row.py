@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .contract import TYPES, RowChecker, comparable_bound, microseconds, read_value
+from .contract import FINITE, FLOAT32_MAX, TYPES, RowChecker, comparable_bound, microseconds, read_value
 from .encode import RowEncoder, as_word, is_missing
 
 # %% ../../nbs/0_bundle/07_one_row.ipynb #448656b5
@@ -132,7 +132,8 @@ class QuickChecker(RowChecker):
     ):
         super().__init__(contract, finite)
         self._kinds = [(picker(names), _USUAL[kind], kind == "time") for kind in TYPES if (names := [name for name, own in self.types.items() if own == kind])]
-        self._quick = _Quick(self.rules, self.types)
+        self._finite = finite
+        self._quick = _Quick([entry for entry in self.rules if entry[0]["name"] != FINITE], self.types)
 
     def passes(
         self,
@@ -149,6 +150,9 @@ class QuickChecker(RowChecker):
                     whole = [value for value in values if type(value) is int]
                     if min(whole) < -(2**63) or max(whole) >= 2**63:
                         return False
+                # No value is larger than the length of the vector of all, which is had in one call.
+                if self._finite and float in kinds and not math.hypot(*filter(None, values)) <= FLOAT32_MAX:
+                    return False
                 if of_time and not all(value is None or known_time(value) is not None for value in values):
                     return False
             return self._quick.holds(row)
