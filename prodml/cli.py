@@ -6,8 +6,8 @@
 __all__ = ['COLUMNS', 'ORDER', 'REJECTED', 'SERVING', 'EXAMPLES', 'EXAMPLE', 'results_table', 'aligned', 'latency_is_ours',
            'measurements', 'show_results', 'verdict_lines', 'next_steps', 'budget_line', 'fetch_data', 'compose_params',
            'run_one_stage', 'run_in_trial', 'feed_named', 'receive_files', 'show_feeds', 'verify_feeds',
-           'draft_contract', 'draft_arguments', 'trace_row', 'search_compression', 'release_bundle', 'show_profile',
-           'serving_part', 'Parser', 'make_parser', 'parse', 'main', 'sentence']
+           'draft_contract', 'draft_arguments', 'trace_row', 'search_compression', 'release_bundle', 'export_graph',
+           'show_profile', 'serving_part', 'Parser', 'make_parser', 'parse', 'main', 'sentence']
 
 # %% ../nbs/cli.ipynb #50f3ada2
 import argparse
@@ -331,6 +331,21 @@ def release_bundle(given: argparse.Namespace) -> int:
     return 0
 
 
+def export_graph(given: argparse.Namespace) -> int:
+    "Write a graph of the bundle in operators that every runtime has."
+    from prodml.bundle.bundle import verified
+    from prodml.model.export import write_portable
+
+    _, files = verified(given.bundle or project_root() / "bundle", unsigned=True)
+    about = json.loads(files["model.json"])
+    graph = given.graph or about["serves"]
+    if graph not in about["graphs"]:
+        raise InputError(f"the bundle has no graph {graph!r}", f"Choose one of {', '.join(sorted(about['graphs']))}.")
+    opset = write_portable(files[about["graphs"][graph]], given.file)
+    print(f"{given.file}: {graph} of {about['name']}, opset {opset} of the main ONNX domain, {given.file.stat().st_size:,} bytes")
+    return 0
+
+
 def show_profile(given: argparse.Namespace) -> int:
     "Show where the time of one row goes."
     from prodml.model.profile import write_profile
@@ -439,6 +454,10 @@ def make_parser(
     where = command("profile", show_profile, "Show where the time of one row goes: Python, the runtime's call, each operator. A table, and a picture.")
     where.add_argument("folder", nargs="?", type=Path, help="a bundle, or the folder that the stages write to (default artifacts/)")
     where.add_argument("--figure", type=Path, help="the picture (default build/profile.png)")
+    graph = command("export", export_graph, "Write a graph of the bundle for another runtime: the same answers, in operators of the main ONNX domain alone.")
+    graph.add_argument("file", type=Path, metavar="FILE", help="the .onnx file")
+    graph.add_argument("--bundle", type=Path, help="a bundle, whose signature is not looked at (default bundle/)")
+    graph.add_argument("--graph", help="one of its graphs (default the one that serves)")
     release = command("release", release_bundle, "Sign the bundle and write it to releases/NAME-VERSION, with git revision, date, time and energy.")
     release.add_argument("bundle", nargs="?", type=Path, help="what the stage `bundle` wrote (default bundle/)")
     what = release.add_mutually_exclusive_group(required=True)

@@ -1,4 +1,12 @@
-"""No feature of a row moves when everything that became known after its prediction time is changed."""
+"""No feature of a row moves when everything that became known after its prediction time is changed in the raw files."""
+
+import inspect
+import shutil
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import ibis
 import numpy as np
@@ -6,100 +14,333 @@ import pandas as pd
 import pytest
 from ibis.config import Config
 
+from prodml.core.config import compose
+from prodml.data import flights as module
+from prodml.data import known
+from prodml.data.clean import clean
+from prodml.data.features import feature_slices
 from prodml.data.flights import features, with_clocks
 from prodml.data.ingest import ingest
-from prodml.data.validate import read_tables
+from prodml.data.validate import read_tables, validate
+
+# Two days each: the first and last of the year, both changes of clock, and days with the rarer events. They lie further apart than a
+# feature looks back, so each has a present of its own.
+WINDOWS = [pd.Timestamp(f"2013-{day}") for day in ("01-01", "02-03", "03-09", "04-17", "05-18", "06-26", "07-28", "09-01", "10-02", "11-02", "12-30")]
+KINDS = ("departure", "early departure", "arrival", "last leg", "weather", "aircraft")
+DEPARTED, LANDED = ["dep_time", "dep_delay"], ["arr_time", "arr_delay", "air_time"]
+MEASURED = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
+# What each raw column is: known days ahead, or known from a moment that `times` gives.
+SCHEDULE = ["year", "month", "day", "sched_dep_time", "sched_arr_time", "carrier", "flight", "origin", "dest", "distance", "hour", "minute", "time_hour"]
+HOURS = ["origin", "year", "month", "day", "hour", "time_hour"]
+LONGEST = 1400 # minutes of delay that no rule of conf/data refuses
+
+
+def minutes(column: pd.Series) -> pd.Series:
+    """Minutes since 1970 UTC of a raw column of times."""
+    return (pd.to_datetime(column.str.removesuffix("Z")) - pd.Timestamp(0)) // pd.Timedelta(minutes=1)
+
+
+def numbers(column: pd.Series) -> pd.Series:
+    return pd.to_numeric(column.replace("NA", None), errors="coerce")
+
+
+@dataclass(frozen=True)
+class World:
+    """The raw tables of some days, the options of conf/data and, for each row, its window and when its columns became known."""
+
+    flights: pd.DataFrame
+    weather: pd.DataFrame
+    data: dict[str, Any]
+    times: pd.DataFrame
+    observed: pd.DataFrame
 
 
 @pytest.fixture(scope="module")
-def frames(root, tmp_path_factory):
-    """Two weeks of the raw tables around the spring change of clock, as frames, and the options of the flights."""
-    from prodml.core.config import compose
-
+def world(root) -> World:
+    """The windows of the raw tables; the moments come from the raw columns, but for that of landing, whose clock is local."""
     data = compose(["data=flights"])["data"]
-    folder = tmp_path_factory.mktemp("raw") / "ingest"
-    ingest(root / "data", data["tables"], folder, data["null_values"], "flights", 1.0)
-    tables = {name: table.to_pandas() for name, table in read_tables(folder).items()}
-    flights = tables["flights"]
-    tables["flights"] = flights[(flights.month == 3) & flights.day.between(3, 16)].reset_index(drop=True)
-    tables["weather"] = tables["weather"][tables["weather"].month == 3].reset_index(drop=True)
-    return tables, data["features"]["options"]
+    options = data["features"]["options"]
+    read = {name: pd.read_csv(root / "data" / data["tables"][name]["file"], dtype=str, keep_default_na=False) for name in ("flights", "weather", "airports")}
+    flights, weather = read["flights"], read["weather"]
+    assert set(flights) == {*SCHEDULE, *DEPARTED, *LANDED, "tailnum"} and set(weather) == {*HOURS, *MEASURED}, "every raw column is accounted for"
+    day = pd.to_datetime(flights[["year", "month", "day"]].astype(int))
+    flights, window = chosen(flights, day, 0)
+    weather, hours = chosen(weather, pd.to_datetime(weather["time_hour"].str[:10]), 1)
+    sched = minutes(flights["time_hour"]) + flights["minute"].astype(int)
+    times = flights[["carrier", "origin", "dest", "tailnum"]].assign(window=window, sched=sched, asof=sched - options["lead_minutes"], dep_delay=numbers(flights["dep_delay"]))
+    times["departed"] = np.maximum(sched + times["dep_delay"], sched)
+    clocks = with_clocks(typed(flights), airports_of(read["airports"]), options["utc_offsets"], options["lead_minutes"])
+    clocks = clocks.select("source_row", "sched_minutes", "arr_at").to_pandas().set_index("source_row").sort_index()
+    times["length"], times["landed"] = clocks["sched_minutes"].to_numpy(float), clocks["arr_at"].to_numpy(float)
+    flown = times["landed"] - times["sched"] - times["dep_delay"] - numbers(flights["air_time"])
+    assert (flown.dropna() >= 0).all(), "no flight lands before it has left and flown"
+    return World(flights, weather, data, times, pd.DataFrame({"window": hours, "known": minutes(weather["time_hour"]) + options["weather_delay_minutes"]}))
 
 
-def computed(tables: dict[str, pd.DataFrame], options: dict) -> pd.DataFrame:
+def chosen(table: pd.DataFrame, day: pd.Series, around: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """The rows of the windows, with so many days before and after, and the number of the window of each."""
+    number = pd.Series(-1, table.index)
+    for place, first in enumerate(WINDOWS):
+        number[day.between(first - pd.Timedelta(days=around), first + pd.Timedelta(days=1 + around))] = place
+    return table[number >= 0].reset_index(drop=True), number[number >= 0].to_numpy()
+
+
+def typed(flights: pd.DataFrame) -> ibis.Table:
+    """The columns that clocks need, with their types; `source_row` counts from 0."""
+    whole = ["hour", "minute", "sched_arr_time", "distance", "dep_delay", "arr_delay"]
+    frame = flights[["dest"]].assign(source_row=range(len(flights)), time_hour=pd.to_datetime(flights["time_hour"].str.removesuffix("Z")), **{name: numbers(flights[name]) for name in whole})
+    return ibis.memtable(frame).mutate(**{name: ibis._[name].cast("int64") for name in whole})
+
+
+def airports_of(raw: pd.DataFrame) -> ibis.Table:
+    return ibis.memtable(raw[["faa", "dst"]].assign(lat=numbers(raw["lat"]), lon=numbers(raw["lon"]), tz=numbers(raw["tz"]).astype(int)))
+
+
+def moments(world: World, kind: str) -> dict[int, int]:
+    """For each window that has one, a moment at which a question is asked one minute before an event of the kind that concerns its flight."""
+    times, start = world.times, pd.Series([(day - pd.Timestamp(0)) // pd.Timedelta(minutes=1) for day in WINDOWS])
+    asked = times[(times["asof"] - times["window"].map(start)).between(29 * 60, 49 * 60)].reset_index()
+    if kind == "weather":
+        events, by = world.observed.assign(origin=world.weather["origin"]), ["window", "origin"]
+    elif kind in ("aircraft", "last leg"):
+        events, by = times[times["tailnum"] != "NA"].rename(columns={"departed" if kind == "aircraft" else "landed": "known"}), ["window", "tailnum"]
+    else:
+        column = "landed" if kind == "arrival" else "departed"
+        early = times["dep_delay"] < 0
+        events = times[early if kind == "early departure" else ~early].rename(columns={column: "known"})
+        by = ["window", "dest"] if kind == "arrival" else ["window", "origin"]
+    pairs = asked[["index", "asof", *by]].merge(events.assign(event=events.index), on=by, suffixes=("", "_event"))
+    pairs = pairs[pairs["known"] == pairs["asof"] + 1]
+    if kind == "last leg":
+        pairs = pairs[[is_last_leg(times, pair) for pair in pairs.itertuples()]]
+    return {window: int(found["asof"].iloc[len(found) // 2]) for window, found in pairs.sort_values(["asof", "index"]).groupby("window")}
+
+
+def is_last_leg(times: pd.DataFrame, pair: Any) -> bool:
+    """Whether the event is the last departure of the aircraft that the question can know of."""
+    own = times[(times["window"] == pair.window) & (times["tailnum"] == pair.tailnum) & (times["departed"] <= pair.asof)]
+    return pair.event in own.index and own["departed"].idxmax() == pair.event
+
+
+@pytest.fixture(scope="module")
+def presents(world) -> list[dict[int, tuple[str, int]]]:
+    """Twice: a kind of event and a moment for each window, so that each kind has its turn in several seasons."""
+    found = {kind: moments(world, kind) for kind in KINDS}
+    slots = [(turn, window) for turn in range(2) for window in range(len(WINDOWS))]
+    turns: list[dict[int, tuple[str, int]]] = [{}, {}]
+    # The kinds take turns to choose, the rarest first, each as far as it can from where it was before.
+    while slots:
+        for kind in sorted(found, key=lambda kind: len(found[kind])):
+            fit = [slot for slot in slots if slot[1] in found[kind]]
+            if fit:
+                own = [window for turn in turns for window, (held, _) in turn.items() if held == kind]
+                turn, window = max(fit, key=lambda slot: min((abs(slot[1] - other) for other in own), default=0))
+                slots.remove((turn, window))
+                turns[turn][window] = (kind, found[kind][window])
+    held = [kind for turn in turns for kind, _ in turn.values()]
+    assert all(held.count(kind) >= 3 for kind in KINDS), held
+    return turns
+
+
+def shuffled(table: pd.DataFrame, columns: list[str], rows: np.ndarray, draw: np.random.Generator) -> None:
+    """Shuffle the cells of some columns together among some rows, in place."""
+    table.loc[rows, columns] = table.loc[rows, columns].to_numpy()[draw.permutation(int(rows.sum()))]
+
+
+def not_before(delays: pd.Series, due: pd.Series, now: pd.Series, draw: np.random.Generator) -> np.ndarray:
+    """Delays, as text, of what happens after now: what would have happened by then is moved past it, and never happens if that is too far."""
+    least = now + 1 - due
+    moved = np.where(delays < least, least + draw.integers(0, 60, len(delays)), delays)
+    return np.where(np.isnan(moved) | (moved > LONGEST), "NA", np.nan_to_num(moved).astype(int).astype(str))
+
+
+def with_another_future(world: World, nows: Mapping[int, int], seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The raw flights and weather with every column shuffled where it became known after the present of its window."""
+    draw, times, flights = np.random.default_rng(seed), world.times, world.flights.copy()
+    now = times["window"].map(nows)
+    leaves, lands = ~(times["departed"] <= now).to_numpy(), ~(times["landed"] <= now).to_numpy()
+    shuffled(flights, DEPARTED, leaves, draw)
+    shuffled(flights, LANDED, lands, draw)
+    shuffled(flights, ["tailnum"], (times["asof"] > now).to_numpy(), draw)
+    late = numbers(flights["dep_delay"]) + 400 * (draw.random(len(flights)) < 0.05)
+    flights.loc[leaves, "dep_delay"] = not_before(late, times["sched"], now, draw)[leaves]
+    due = times["sched"] + times["length"].fillna(0)
+    flights.loc[lands, "arr_delay"] = not_before(numbers(flights["arr_delay"]), due, now, draw)[lands]
+    gone = leaves & (flights["dep_delay"] == "NA")
+    flights.loc[gone, ["dep_time", *LANDED]] = "NA"
+    weather = world.weather.copy()
+    later = (world.observed["known"] > world.observed["window"].map(nows)).to_numpy()
+    shuffled(weather, MEASURED, later, draw)
+    return flights, weather
+
+
+def staged(world: World, root: Path, folder: Path, flights: pd.DataFrame, weather: pd.DataFrame) -> Mapping[str, ibis.Table]:
+    """The tables after ingest, validate and clean."""
+    (folder / "raw").mkdir(parents=True)
+    tables = {name: {key: value for key, value in table.items() if key != "sha256"} for name, table in world.data["tables"].items()}
+    tables["flights"]["file"] = "flights.csv"
+    for name in ("planes", "airports", "airlines"):
+        shutil.copy(root / "data" / tables[name]["file"], folder / "raw")
+    flights.to_csv(folder / "raw" / "flights.csv", index=False)
+    weather.to_csv(folder / "raw" / "weather.csv", index=False)
+    ingest(folder / "raw", tables, folder / "ingest", world.data["null_values"], "flights", 1.0)
+    validate(folder / "ingest", folder / "validate", folder / "rejected", world.data["rules"], "flights", world.data["target"])
+    clean(folder / "validate", folder / "clean", world.data["repairs"])
+    return {name: table.to_pandas() for name, table in read_tables(folder / "clean").items()}
+
+
+@pytest.fixture(scope="module")
+def cleaned(world, presents, root, tmp_path_factory) -> list[dict[str, pd.DataFrame]]:
+    """The cleaned tables as they are, and once for each turn with another future."""
+    futures = [with_another_future(world, {window: now for window, (_, now) in turn.items()}, seed) for seed, turn in enumerate(presents)]
+    return [staged(world, root, tmp_path_factory.mktemp("turn") / "files", *raw) for raw in ((world.flights, world.weather), *futures)]
+
+
+def memtables(frames: Mapping[str, pd.DataFrame]) -> dict[str, ibis.Table]:
+    return {name: ibis.memtable(frame) for name, frame in frames.items()}
+
+
+def in_slices(world: World, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The features by key, as the stage makes them, in slices of time."""
+    settings = {**world.data["features"], "slice_rows": 9000}
+    pieces = [piece.to_pandas() for piece in feature_slices(memtables(frames), "flights", world.data["target"], settings, world.data["split"])]
+    assert len(pieces) > 1
+    return pd.concat(pieces).drop(columns="label").set_index("key").sort_index()
+
+
+def questions(world: World, turn: Mapping[int, tuple[str, int]]) -> tuple[pd.Index, pd.Index]:
+    """The keys (from 1) of the flights that are asked about by the present of their window, and of those after it."""
+    now = world.times["window"].map({window: now for window, (_, now) in turn.items()})
+    keys = pd.Index(world.times.index + 1)
+    return keys[world.times["asof"] <= now], keys[world.times["asof"] > now]
+
+
+def changed(before: pd.DataFrame, after: pd.DataFrame, keys: pd.Index) -> list[str]:
+    """The features that differ in a row of these keys that both have."""
+    keys = keys.intersection(before.index).intersection(after.index)
+    assert len(keys) > 100
+    left, right = before.loc[keys], after.loc[keys]
+    # A column without a hole comes as whole numbers, with one as floats: kinds are no difference, values are.
+    return [name for name in before.columns if not (left[name].eq(right[name]) | (left[name].isna() & right[name].isna())).all()]
+
+
+def test_another_future_moves_no_feature(world, presents, cleaned):
+    """From the raw files to the slices of `features`, at moments through the year, each a minute before an event."""
+    before = in_slices(world, cleaned[0])
+    for turn, frames in zip(presents, cleaned[1:]):
+        after = in_slices(world, frames)
+        past, future = questions(world, turn)
+        assert not changed(before, after, past)
+        moved = changed(before, after, future)
+        assert {"aircraft_last_arr_delay", "origin_flights_1h", "origin_waiting", "temp", "plane_year", "dest_landed_flights_4h"} <= set(moved), "the change is one that features can see"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Code that looks ahead: a text of a module and what stands there instead, or other options; and a kind of event before which it shows."""
+
+    kind: str
+    old: str = ""
+    new: str = ""
+    of: types.ModuleType = module
+    options: Mapping[str, Any] | None = None
+
+
+LAST = "        aircraft_last_dep_delay=last.last_dep_delay,\n"
+OWN = '"key", "carrier", "origin", "dest", "distance", "sched_minutes",'
+FIELDS = '["last_dep_delay", "last_arr_delay", "last_arr_at", "last_dep_at", "last_minutes"]'
+MUTANTS = {
+    **{f"weather {early} minutes early": Mutant("weather", options={"weather_delay_minutes": 60 - early}) for early in (1, 10, 30, 60)},
+    **{f"asked {late} minutes late": Mutant("departure", options={"lead_minutes": 120 - late}) for late in (1, 30)},
+    "departure a minute early": Mutant("departure", "known_at=ibis.greatest(left.dep_at, left.sched_dep)", "known_at=ibis.greatest(left.dep_at - 1, left.sched_dep)"),
+    "departure by schedule": Mutant("departure", "known_at=ibis.greatest(left.dep_at, left.sched_dep)", "known_at=left.sched_dep"),
+    "early departure before its time": Mutant("early departure", "known_at=ibis.greatest(left.dep_at, left.sched_dep)", "known_at=left.dep_at"),
+    "arrival a minute early": Mutant("arrival", "known_at=landed.arr_at", "known_at=landed.arr_at - 1"),
+    "arrival by schedule": Mutant("arrival", "known_at=landed.arr_at", "known_at=landed.sched_arr"),
+    "arrival at departure": Mutant("arrival", "known_at=landed.arr_at", "known_at=landed.dep_at"),
+    "last leg lands a minute early": Mutant("last leg", "last.last_arr_at <= last[\"asof\"]", "last.last_arr_at - 1 <= last[\"asof\"]"),
+    "last leg lands by schedule": Mutant("last leg", "last.last_arr_at <= last[\"asof\"]", "last.last_arr_at - last.last_arr_delay <= last[\"asof\"]"),
+    "last leg has landed": Mutant("last leg", "landed.ifelse(last.last_arr_delay, ibis.null())", "last.last_arr_delay"),
+    **{f"last leg brings {name}": Mutant("last leg", FIELDS, f'[*{FIELDS}, "{name}"]') for name in LANDED},
+    "aircraft leaves a minute early": Mutant("aircraft", "left = departures(known).mutate(", "left = departures(known).mutate(known_at=ibis._.known_at - 1, "),
+    "aircraft gone a minute early": Mutant("aircraft", "gone = known_sums(known, departures(known), [\"tailnum\"]", "gone = known_sums(known, departures(known).mutate(known_at=ibis._.known_at - 1), [\"tailnum\"]"),
+    "cancelled flights of the aircraft do not wait": Mutant("aircraft", "scheduled(known), [\"tailnum\"]", "scheduled(known.filter(known.dep_delay.notnull())), [\"tailnum\"]"),
+    "flights of the aircraft in two days": Mutant("aircraft", "due = known_sums(known, scheduled(known), [\"tailnum\"]", "due = known_sums(known.mutate(asof=known.asof + 1440), scheduled(known), [\"tailnum\"]"),
+    "waiting flights leave a minute early": Mutant("departure", "gone = known_sums(flights, left.filter", "gone = known_sums(flights, left.mutate(known_at=left.known_at - 1).filter"),
+    "cancelled flights do not wait": Mutant("departure", "due = known_sums(flights, scheduled(flights), by", "due = known_sums(flights, scheduled(flights.filter(flights.dep_delay.notnull())), by"),
+    "flights that will leave late do not wait": Mutant("departure", "due = known_sums(flights, scheduled(flights), by", "due = known_sums(flights, scheduled(flights.filter(~(flights.dep_delay > 360))), by"),
+    "cancelled flights are not scheduled": Mutant("departure", "plan = scheduled(flights)", "plan = scheduled(flights.filter(flights.dep_delay.notnull()))"),
+    "rain of the next hour": Mutant("weather", "six = ibis.window(group_by=\"origin\", order_by=\"minute\", range=(-300, 0))", "six = ibis.window(group_by=\"origin\", order_by=\"minute\", range=(-300, 60))"),
+    "wind of the next hour": Mutant("weather", "three = ibis.window(group_by=\"origin\", order_by=\"minute\", range=(-120, 0))", "three = ibis.window(group_by=\"origin\", order_by=\"minute\", range=(-120, 60))"),
+    "pressure of the next hour": Mutant("weather", "pressure.lag(3)", "pressure.lead(1)"),
+    **{f"its own {name}": Mutant("departure", OWN, f'{OWN} "{name}",') for name in (*DEPARTED, *LANDED)},
+    "sums look a minute ahead": Mutant("departure", "edges = [queries.asof.cast(\"int64\"),", "edges = [queries.asof.cast(\"int64\") + 1,", known),
+    "the latest looks a minute ahead": Mutant("weather", "range=(-within, 0)", "range=(-within, 1)", known),
+}
+
+
+def mutated(mutant: Mutant) -> Callable:
+    """`features` of the mutant."""
+    source = inspect.getsource(mutant.of).replace("from ..", "from prodml.")
+    assert not mutant.old or source.count(mutant.old) == 1, "the text is there, once"
+    code = types.ModuleType("mutant")
+    exec(source.replace(mutant.old, mutant.new) if mutant.old else source, code.__dict__)
+    if mutant.of is module:
+        if FIELDS in mutant.old:
+            name = mutant.new.split('"')[-2]
+            exec(source.replace(mutant.old, mutant.new).replace(LAST, LAST + f"        aircraft_last_{name}=last.{name},\n"), code.__dict__)
+        return code.features
+    other = types.ModuleType("flights")
+    exec(inspect.getsource(module).replace("from ..", "from prodml."), other.__dict__)
+    vars(other).update(known_sums=code.known_sums, known_latest=code.known_latest)
+    return other.features
+
+
+@pytest.fixture(scope="module")
+def parts(world, presents, cleaned) -> dict[str, tuple]:
+    """For each kind of event, the windows of one turn in which a question stands before it: cleaned tables before and after, and the keys asked by then."""
+    found = {}
+    for kind in KINDS:
+        number, turn = max(enumerate(presents), key=lambda item: sum(held == kind for held, _ in item[1].values()))
+        windows = [window for window, (held, _) in turn.items() if held == kind][:2]
+        keys = pd.Index(world.times.index[world.times["window"].isin(windows)] + 1)
+        past = questions(world, turn)[0].intersection(keys)
+        tables = [{**frames, "flights": frames["flights"][frames["flights"]["source_row"].isin(keys)]} for frames in (cleaned[0], cleaned[1 + number])]
+        found[kind] = (*tables, past)
+    return found
+
+
+def computed(make: Callable, frames: Mapping[str, pd.DataFrame], options: Mapping[str, Any]) -> pd.DataFrame:
     """The features by key."""
-    loaded = {name: ibis.memtable(frame) for name, frame in tables.items()}
-    return features(loaded, options).to_pandas().set_index("key").sort_index()
+    return make(memtables(frames), options).to_pandas().set_index("key").sort_index()
 
 
-def clocks(tables: dict[str, pd.DataFrame], options: dict) -> pd.DataFrame:
-    timed = with_clocks(ibis.memtable(tables["flights"]), ibis.memtable(tables["airports"]), options["utc_offsets"], options["lead_minutes"])
-    return timed.select("key", "asof", "sched_dep", "dep_at", "sched_arr", "arr_at").to_pandas().set_index("key").sort_index()
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_mutants_are_held_against(kind, world, parts):
+    """On the windows of each kind the code as it is does not look ahead."""
+    before, after, past = parts[kind]
+    options = world.data["features"]["options"]
+    assert not changed(computed(features, before, options), computed(features, after, options), past)
 
 
-def with_another_future(tables: dict[str, pd.DataFrame], options: dict, now: int) -> dict[str, pd.DataFrame]:
-    """The tables with all that became known after the minute `now` changed: later delays, cancellations, weather."""
-    rng = np.random.default_rng(now)
-    flights = tables["flights"].set_index("source_row").sort_index()
-    times = clocks(tables, options)
-    left_later = ~(np.maximum(times.dep_at, times.sched_dep) <= now)
-    landed_later = ~(times.arr_at <= now)
-    # Whatever happens instead must become known after `now` too.
-    earliest = np.maximum(now + 1 - times.sched_dep, -30)
-    delays = (earliest + rng.integers(0, 400, len(flights))).astype(float)
-    cancelled = rng.random(len(flights)) < 0.3
-    flights.loc[left_later, "dep_delay"] = np.where(cancelled, np.nan, delays)[left_later]
-    arrival = now + 1 + rng.integers(0, 500, len(flights)) - times.sched_arr
-    flights.loc[landed_later, "arr_delay"] = np.where(cancelled & left_later, np.nan, arrival)[landed_later]
-    flights.loc[landed_later, "dep_time"] = 1234
-    weather = tables["weather"].copy()
-    known = (weather.time_hour - pd.Timestamp(0)) // pd.Timedelta(minutes=1) + options["weather_delay_minutes"]
-    measured = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
-    weather.loc[known > now, measured] = rng.integers(0, 99, (int((known > now).sum()), len(measured)))
-    return {**tables, "flights": flights.reset_index(), "weather": weather}
-
-
-def test_changing_the_future_moves_no_feature(frames):
-    tables, options = frames
-    before, asof = computed(tables, options), clocks(tables, options)["asof"]
-    for now in np.quantile(asof, [0.4, 0.8]).astype(int):
-        after = computed(with_another_future(tables, options, int(now)), options)
-        past = asof.index[asof <= now]
-        pd.testing.assert_frame_equal(before.loc[past], after.loc[past])
-        future = asof.index[asof > now + 180]
-        assert not before.loc[future].equals(after.loc[future]), "the change must be one that features can see"
-
-
-def test_a_leak_would_be_seen(frames):
-    """The same check fails for features that are told of departures an hour early."""
-    tables, options = frames
-    early = {**options, "weather_delay_minutes": options["weather_delay_minutes"] - 120}
-    before, asof = computed(tables, early), clocks(tables, early)["asof"]
-    now = int(np.quantile(asof, 0.6))
-    after = computed(with_another_future(tables, options, now), early)
-    past = asof.index[asof <= now]
-    assert not before.loc[past].equals(after.loc[past])
-
-
-def test_a_cancelled_flight_is_never_known(frames):
-    """Dropping the cancellation of a flight changes nothing but what the schedule says."""
-    tables, options = frames
-    flights = tables["flights"]
-    assert flights.dep_delay.isna().sum() > 100
-    changed = flights.copy()
-    changed.loc[changed.dep_delay.isna(), ["dep_time", "arr_time", "air_time"]] = 1.0
-    pd.testing.assert_frame_equal(computed(tables, options), computed({**tables, "flights": changed}, options))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_look_ahead_is_seen(name, world, parts):
+    """Each thing that is known at a moment, made known too early, moves a feature of the past."""
+    mutant = MUTANTS[name]
+    before, after, past = parts[mutant.kind]
+    options = {**world.data["features"]["options"], **(mutant.options or {})}
+    assert changed(*(computed(mutated(mutant), frames, options) for frames in (before, after)), past)
 
 
 class SparkOptions(Config):
     treat_nan_as_null: bool = False
 
 
-def test_features_compile_for_spark(frames, monkeypatch):
+def test_features_compile_for_spark(world, cleaned, monkeypatch):
     """One expression, another engine: the SQL for Spark is made from the same features."""
     # Ibis registers this option when PySpark is installed, which it need not be to write SQL.
     monkeypatch.setattr(ibis.options, "pyspark", SparkOptions())
-    tables, options = frames
-    unbound = {name: ibis.table(ibis.memtable(frame.head(5)).schema(), name=name) for name, frame in tables.items()}
-    sql = ibis.to_sql(features(unbound, options), dialect="pyspark")
+    unbound = {name: ibis.table(ibis.memtable(frame.head(5)).schema(), name=name) for name, frame in cleaned[0].items()}
+    sql = ibis.to_sql(features(unbound, world.data["features"]["options"]), dialect="pyspark")
     assert "PRECEDING" in sql.upper() and "`flights`" in sql

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from .encode import RowEncoder
+from .contract import Verdict, common_length, missing_columns, refusal, request_contract
+from .encode import RowEncoder, input_names
 from .explain import Explainer, Explanation, open_explainer
+from .one_row import QuickChecker
 from .sign import Paths, check_signature, json_of, trusted_keys
 from ..core.errors import InputError
 from ..core.files import sha256_of, write_json
@@ -211,6 +213,25 @@ def refuse_rejected(
         raise InputError(f"the bundle is rejected and cannot be {action}: {'; '.join(reasons)}", "Make a model that keeps to the gates (conf/trust), or say that you take a rejected one: rejected=True.", file=Path(folder) / GATES)
 
 
+def _by_name(columns: Any, names: Sequence[str]) -> dict[str, Any]:
+    "Those of the named columns that are there, as lists or numpy arrays; InputError on what has no columns, such as a list of rows."
+    found = getattr(getattr(columns, "dtype", None), "names", None) or getattr(columns, "column_names", None) # of numpy, of Arrow
+    if found is None and not (isinstance(columns, Mapping) or hasattr(columns, "keys")): # pandas has keys
+        raise InputError(f"the rows are a {type(columns).__name__}, and not columns by name", "Send a mapping from each column's name to its values, or a table of pandas or Arrow.")
+    there = set(columns.keys() if found is None else found)
+    return {name: _values(columns[name]) for name in names if name in there}
+
+
+def _values(column: Any) -> Any:
+    "A column of pandas or Arrow as a numpy array, with None or NaN where a value is missing; others as they are."
+    if isinstance(column, np.ndarray) or not hasattr(column, "to_numpy"):
+        return column
+    if hasattr(column, "to_pylist"): # Arrow: whole numbers beside null would become floats
+        return column.to_pylist() if column.null_count or str(column.type) not in _ARROW_NUMBERS else column.to_numpy()
+    return column.to_numpy()
+
+
+_ARROW_NUMBERS = frozenset((*(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float", "double"))
 READ = ("model", "encoding", "contract", "thresholds", "metrics", "conformal", "explain", "rowwise")  # the others are for people, or for those who ask
 
 
@@ -262,8 +283,34 @@ class Bundle:
         self,
         columns: Mapping[str, Any], # column name -> values, [N] each
     ) -> np.ndarray:
-        "Probabilities of the positive label, float32 [N]; InputError on bad columns."
-        return self.predict_encoded(*self._encode(columns))
+        "Probabilities of the positive label, float32 [N]; InputError names the first value that breaks the row contract."
+        return self.predict_encoded(*self._encoded(columns))
+
+    @cached_property
+    def _checker(self) -> QuickChecker:
+        "Checks the model's own columns, as a server does that has nothing to look up."
+        return QuickChecker(request_contract(self.contract, self.encoding, stepped=False), finite=True)
+
+    def check(
+        self,
+        columns: Mapping[str, Any], # column name -> values, [N] each; other columns are ignored
+    ) -> list[Verdict]:
+        "The broken rules, warnings too, as a server lists them; InputError on what is no set of columns, or on columns of different lengths."
+        return self._check(_by_name(columns, input_names(self.encoding)))
+
+    def _check(self, given: Mapping[str, Any]) -> list[Verdict]:
+        missing = missing_columns(input_names(self.encoding), given)
+        return missing or (self._checker(given) if common_length(given) else [])
+
+    def _encoded(self, columns: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        "Numbers and codes of rows that break no rule; InputError names the first that does."
+        names = input_names(self.encoding)
+        given = _by_name(columns, names)
+        if len(given) < len(names) or not common_length(given) or not self._checker.passes_columns(given):
+            refused = [verdict for verdict in self._check(given) if verdict.severity == "error"]
+            if refused:
+                raise refusal(refused)
+        return self._encode(given)
 
     def sets(
         self,
@@ -288,7 +335,7 @@ class Bundle:
         columns: Mapping[str, Any], # column name -> values, [N] each
     ) -> Explanation:
         "How much each column, in the order of `explaining['columns']`, moves the logit of each row from that of the baseline; InputError on bad columns, or without a baseline."
-        return self.explainer(*self._encode(columns))
+        return self.explainer(*self._encoded(columns))
 
 
 def open_bundle(

@@ -11,11 +11,11 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .contract import TYPES, RowChecker, comparable_bound, microseconds, read_value
+from .contract import FINITE, FLOAT32_MAX, TYPES, RowChecker, comparable_bound, microseconds, read_value
 from .encode import RowEncoder, as_word, is_missing
 
 # %% ../../nbs/0_bundle/07_one_row.ipynb #448656b5
@@ -128,10 +128,12 @@ class QuickChecker(RowChecker):
     def __init__(
         self,
         contract: Mapping[str, Any], # {types, rules}, as `row_contract` gives it
+        finite: bool = False, # whether a float must also be a finite number of 32 bits
     ):
-        super().__init__(contract)
+        super().__init__(contract, finite)
         self._kinds = [(picker(names), _USUAL[kind], kind == "time") for kind in TYPES if (names := [name for name, own in self.types.items() if own == kind])]
-        self._quick = _Quick(self.rules, self.types)
+        self._finite = finite
+        self._quick = _Quick([entry for entry in self.rules if entry[0]["name"] != FINITE], self.types)
 
     def passes(
         self,
@@ -148,11 +150,60 @@ class QuickChecker(RowChecker):
                     whole = [value for value in values if type(value) is int]
                     if min(whole) < -(2**63) or max(whole) >= 2**63:
                         return False
+                # No value is larger than the length of the vector of all, which is had in one call.
+                if self._finite and float in kinds and not math.hypot(*filter(None, values)) <= FLOAT32_MAX:
+                    return False
                 if of_time and not all(value is None or known_time(value) is not None for value in values):
                     return False
             return self._quick.holds(row)
         except KeyError:
             return False
+
+    def passes_columns(
+        self,
+        columns: Mapping[str, Any], # column name -> list or array of one dimension, [N] each
+    ) -> bool:
+        "Whether the rows surely break no rule that refuses them; where this cannot be told column by column it is False, and a call tells."
+        try:
+            seen = {name: _seen(columns[name], kind) for name, kind in self.types.items()}
+        except (KeyError, TypeError, ValueError):
+            return False
+        return None not in seen.values() and all(_kept(rule["rule"], rule, seen[name]) for rule, *_, groups in self.rules if rule["severity"] == "error" for name, *_ in groups)
+
+
+class _Seen(NamedTuple):
+    "What is known of a column whose values are all of its type."
+    missing: bool
+    low: Any # None where there are no numbers
+    high: Any
+    words: set # distinct texts
+
+
+def _seen(values: Any, kind: str) -> _Seen | None:
+    "A look at a whole column; None where a value may be of another type."
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu" and kind in ("int", "float"):
+        holes = np.isnan(values)
+        known = values[~holes] if holes.any() else values
+        wrong = kind == "int" and values.dtype.kind != "i" # the checker tells whether each is whole
+        return None if wrong or values.ndim != 1 else _Seen(bool(holes.any()), known.min().item() if len(known) else None, known.max().item() if len(known) else None, set())
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    words, kinds = [value for value in values if value is not None], set(map(type, values))
+    if kind == "time" or not kinds <= _USUAL[kind]:
+        return None
+    if kind == "text" or not words:
+        return _Seen(len(words) < len(values), None, None, set(words))
+    low, high = min(words), max(words)
+    # NaN differs from itself, and hides the extremes of the others.
+    return None if any(value != value for value in words) or not (float in kinds or -(2**63) <= low <= high < 2**63) or (kinds >= {int, float}) else _Seen(len(words) < len(values), low, high, set())
+
+
+def _kept(kind: str, rule: Mapping[str, Any], seen: _Seen) -> bool:
+    "Whether a column surely keeps to a rule of this kind."
+    if kind == "not_null":
+        return not seen.missing
+    if kind == "range":
+        return not seen.words and (seen.low is None or (rule.get("min", -math.inf) <= seen.low and seen.high <= rule.get("max", math.inf)))
+    return kind == "allowed" and seen.low is None and seen.words <= set(rule["values"])
 
 
 _USUAL = {"int": {int, type(None)}, "float": {float, int, type(None)}, "time": {str, type(None)}, "text": {str, type(None)}}

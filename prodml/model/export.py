@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RULES', 'HEAD', 'ML', 'ENTRANCE', 'FIRST_LAYER', 'Probability', 'trial_rows', 'compact', 'simplified', 'to_onnx',
-           'export_onnx', 'session', 'predict', 'check_parity', 'with_imputation', 'has_compiler', 'export_aoti']
+           'export_onnx', 'session', 'predict', 'check_parity', 'with_imputation', 'portable', 'write_portable',
+           'has_compiler', 'export_aoti']
 
 # %% ../../nbs/2_model/07_export.ipynb #e028f68c
 import copy
@@ -421,6 +422,64 @@ def _filling(tables: Mapping[str | None, np.ndarray], told: list[int], categorie
     nodes.append(make("Cast", ["missing_told"], ["indicators"], to=onnx.TensorProto.FLOAT))
     nodes.append(make("Concat", [last, "indicators"], ["complete"], axis=1))
     return nodes, constants
+
+# %% ../../nbs/2_model/07_export.ipynb #6d2f90a2
+_KEEP_NAN = ("Sub", "Min", "Max", "Mul", "Identity") # with finite constants: NaN stays NaN, and nothing else becomes it
+
+
+def _asked_of(name: str, made: Mapping[str, onnx.NodeProto], constants: set[str]) -> str:
+    "The tensor in which the same cells are NaN, before anything was computed of it."
+    while name in made and made[name].op_type in _KEEP_NAN and set(made[name].input[1:]) <= constants:
+        name = made[name].input[0]
+    return name
+
+
+def portable(
+    model: onnx.ModelProto, # an exported graph, quantized or not; it is not changed
+) -> onnx.ModelProto:
+    "The same function in operators of the standard's main domain; InputError names an operator that has no such form."
+    plain = copy.deepcopy(model)
+    graph = plain.graph
+    made, constants = {name: node for node in graph.node for name in node.output}, {tensor.name for tensor in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        if node.domain == ML and node.op_type == "ArrayFeatureExtractor":
+            nodes.append(onnx.helper.make_node("Gather", node.input, node.output, axis=1))
+        elif node.domain == ML and node.op_type == "Imputer" and np.isnan(attributes["replaced_value_float"]):
+            fill, missing = f"{node.output[0]}_fill", f"{node.output[0]}_missing"
+            graph.initializer.append(onnx.numpy_helper.from_array(np.array(attributes["imputed_value_floats"], np.float32), fill))
+            nodes.append(onnx.helper.make_node("IsNaN", [_asked_of(node.input[0], made, constants)], [missing]))
+            nodes.append(onnx.helper.make_node("Where", [missing, fill, node.input[0]], node.output))
+        elif node.domain:
+            raise InputError(f"the graph has the operator {node.domain}.{node.op_type}, which is of no standard domain", "Quantize with mode static or weights (conf/quantize), or export the float graph.")
+        else:
+            nodes.append(node)
+    return _of_main_domain(plain, nodes)
+
+
+def _of_main_domain(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    "The model with these nodes, compact and checked, importing the main domain alone."
+    nodes = [copy.deepcopy(node) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    versions = [version.version for version in model.opset_import if version.domain == ""]
+    del model.opset_import[:]
+    model.opset_import.append(onnx.helper.make_opsetid("", versions[0]))
+    model = compact(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def write_portable(
+    graph: bytes, # an ONNX graph of a bundle
+    path: str | Path, # the file, written whole or not at all
+) -> int:
+    "Write the portable form of a graph; its opset is returned. InputError on an operator that has no such form."
+    made = portable(onnx.load_model_from_string(graph))
+    with written(path) as aside:
+        aside.write_bytes(made.SerializeToString(deterministic=True))
+    return made.opset_import[0].version
 
 # %% ../../nbs/2_model/07_export.ipynb #387e1fa6
 def has_compiler() -> bool:

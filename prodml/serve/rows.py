@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from ..bundle.contract import Verdict
+from ..bundle.contract import Verdict, common_length, missing_columns
 from ..core.errors import InputError
 from .limits import Limits, depth_of
 from .models import Served
@@ -248,7 +248,7 @@ def verdicts_on(
     place: int = 1, # its number in the request
 ) -> list[Verdict]:
     "The broken rules of one row, and those of its columns that nobody sent."
-    lacking = [Verdict(f"{name} is there", "column", "error", place, name, None, "Send the column; a missing value is null, not a missing column.") for name in served.columns if name not in row and name not in served.contract["types"]]
+    lacking = missing_columns([name for name in served.columns if name not in served.contract["types"]], row, place)
     return lacking + [replace(verdict, row=place) for verdict in served.check({name: [value] for name, value in row.items() if name in served.contract["types"]})]
 
 
@@ -293,7 +293,7 @@ def prepare_columns(
     now: int, # microseconds since 1970 UTC
 ) -> Prepared:
     "The rows that pass; Problem 422 if one does not, and not `partial`, or if a column is missing."
-    lacking = [Verdict(f"{name} is there", "column", "error", None, name, None, "Send the column; a missing value is null, not a missing column.") for name in served.columns if name not in given.columns]
+    lacking = missing_columns(served.columns, given.columns)
     if lacking:
         raise of_verdicts(lacking)
     columns = {name: given.columns[name] for name in served.columns}
@@ -313,11 +313,10 @@ def prepare_columns(
 
 def _common_length(columns: Mapping[str, Any]) -> int:
     "How many rows the columns have; Problem 422 if they differ."
-    lengths = {name: len(values) for name, values in columns.items()}
-    low, high = min(lengths, key=lengths.get), max(lengths, key=lengths.get)
-    if lengths[low] < lengths[high]:
-        raise of_input(InputError(f"the column has {lengths[low]} rows, {high} has {lengths[high]}", "Send columns of equal length.", column=low))
-    return lengths[low]
+    try:
+        return common_length(columns)
+    except InputError as error:
+        raise of_input(error) from None
 
 
 def _taken(values: Any, places: Sequence[int]) -> Any:
