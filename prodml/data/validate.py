@@ -29,7 +29,7 @@ from .text_repairs import with_text_repairs
 
 # %% ../../nbs/1_data/04_validate.ipynb #88f1bc66
 EXAMPLES = 3
-AT_ONCE = 100 # rules that one query counts
+AT_ONCE = 50 # rules that one query counts
 EXAMPLE_PARTITIONS = 12  # the emptiest first
 TABLE_KINDS = ("fresh", "rows_per")
 
