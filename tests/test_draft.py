@@ -119,6 +119,13 @@ def test_identifiers_are_dropped_and_flags_kept(tmp_path):
     assert "rowno" in summary(made) and "each whole number from 0 to 399 once" in made.text
 
 
+def test_a_name_that_the_tables_of_features_use_is_no_hindrance(tmp_path):
+    made, settings = drafted(table(tmp_path, month=np.arange(ROWS) % 12 + 1, Label=np.arange(ROWS) % 5 / 2))
+    why = {own.column: own.why for own in made.columns[made.read.main]}
+    assert why["month"].endswith("as a feature month_") and why["Label"].endswith("as a feature Label_") and "as a feature" not in why["age"]
+    assert {"month", "Label"} < set(settings["tables"]["table"]["columns"])
+
+
 def test_rows_of_a_group_stay_together(tmp_path):
     user = np.random.default_rng(2).integers(0, 40, ROWS)
     made, settings = drafted(table(tmp_path, user=[f"u{number:03}" for number in user], churned=np.where(user % 2, "yes", "no")))

@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from ..bundle.encode import feature_name
 from ..core.config import compose, yaml_comment, yaml_value
 from ..core.errors import InputError
 from ..core.files import project_root, read_json, written
@@ -831,7 +832,10 @@ def _one_column(report: Mapping[str, Any], fact: Facts | None, main: bool, targe
         return ColumnDraft(name, "target", target.why)
     if main and name == split.declared.get("column") and split.declared["by"] == "random":
         return ColumnDraft(name, "group", "its rows stay together in the split; no feature")
-    return column_draft(fact, main)
+    own = column_draft(fact, main)
+    if main and own.became in ("category", "flag", "number") and feature_name(name) != name:
+        own.why += f"; as a feature {feature_name(name)}"
+    return own
 
 
 def _label_doubts(fact: Facts, target: Guess, label: np.ndarray, split: Guess, path: Path) -> list[str]:

@@ -18,8 +18,9 @@ import lightgbm
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from ibis.util import gen_name
 
-from ..bundle.encode import input_names
+from ..bundle.encode import feature_name, input_names
 from ..core.config import configured
 from ..core.errors import InputError
 from ..core.files import artifact, read_json, write_json, written_folder
@@ -303,9 +304,11 @@ def drift_report(
 ) -> tuple[dict[str, Any], list[Cells], dict[str, Tally]]:
     "The report, the cells, and the tally of the reference and of each other split, by name."
     features = table.drop("split", "month", "block")
-    own = {name: role for name, role in roles.items() if name in features.columns} # an identifier is no feature
+    named = {feature_name(name, features.columns): role for name, role in roles.items()}
+    own = {name: role for name, role in named.items() if name in features.columns} # an identifier is no feature
     kinds = column_roles(features, own, profile["max_values"])
-    rows = comparable(table, kinds, "split", "month", "block")
+    # A view: a query translates the columns that it asks for, and not all of them each time.
+    rows = table.get_backend().create_view(gen_name("comparable"), comparable(table, kinds, "split", "month", "block"))
     old = rows.filter(rows.split == reference)
     cells = reference_cells(old, kinds, **profile)
     names, by_split = tally_periods(rows, cells, "split")

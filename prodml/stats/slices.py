@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..bundle.encode import feature_name, input_names
 from ..core.errors import InputError
 
 # %% ../../nbs/0_stats/05_slice_masks.ipynb #8aeed7f4
@@ -26,10 +27,11 @@ def slice_columns(
         few = [column["name"] for column in encoding["categorical"] if len(column["vocabulary"]) <= most_values]
         months = "month" in table.column_names and len(table["month"].unique()) > 1
         return few + (["month"] if months else [])
+    names = [feature_name(name, input_names(encoding)) for name in names]
     for name in names:
         if name not in table.column_names:
             raise InputError("slices are asked by a column that the feature table lacks", f"Choose among {', '.join(table.column_names)}.", column=name)
-    return list(names)
+    return names
 
 
 def slices_of(

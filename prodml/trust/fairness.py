@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from fairlearn.metrics import MetricFrame, count, false_positive_rate, selection_rate, true_positive_rate
 from sklearn.metrics import precision_score
 
+from ..bundle.encode import RESERVED, feature_name
 from ..core.config import read_settings
 from ..core.errors import InputError
 from ..core.files import artifact, read_json, written_folder
@@ -78,9 +79,10 @@ def protected_values(
     cleaned: str | Path, # the main table, where columns are that are no feature
 ) -> pa.ChunkedArray:
     "The values of the column in the order of the test rows; InputError where neither table has it."
-    if column in table.column_names:
-        return table[column]
     known = pq.read_schema(cleaned).names if Path(cleaned).exists() else []
+    feature = feature_name(column, table.column_names)
+    if feature in table.column_names and not (feature.lower() in RESERVED and column in known):
+        return table[feature]
     if column not in known:
         choices = [name for name in dict.fromkeys([*table.column_names, *known]) if name not in ("key", "block", "label", "source_row")]
         raise InputError("data.protected names a column that neither the features nor the main table have", f"Choose among {', '.join(choices)}.", file="conf/data", column=column)
