@@ -531,7 +531,8 @@ def inspect_labels(
     probabilities = out_of_fold(rows, trees)
     drawn = np.random.default_rng(trees.seed).choice(len(rows), min(len(rows), neighbours["rows"]), replace=False)
     reach = neighbours["near"] * float(np.median(nearest(positions(rows.take(drawn), encoding), 1, trees.threads)[0]))
-    twins = opposite_twins(rows.labels, *near_pairs(rows, encoding, reach, trees.seed))
+    why = None if reach > 0 else "half of the rows or more have an exact copy, so a copy with the other label tells nothing"
+    twins = np.full(len(rows), -1) if why else opposite_twins(rows.labels, *near_pairs(rows, encoding, reach, trees.seed))
     # Votes are counted among the drawn rows and all that have an opposite twin.
     asked = np.union1d(drawn, np.flatnonzero(twins >= 0)[: neighbours["rows"]])
     labels, alone, influence = rows.labels[asked], twins[asked] < 0, np.full(len(rows), np.nan)
@@ -543,7 +544,7 @@ def inspect_labels(
     report = {
         "rows": len(rows), "positive_rate": round(float(rows.labels.mean()), 6), "suspects": found.num_rows,
         "confident_learning": {"rows": int(noisy.sum()), "share": round(float(noisy.mean()), 6)},
-        "near_copies": {
+        "near_copies": ({"not_examined": why} if why else {}) | {
             "rows_with_opposite_twin": int((twins >= 0).sum()), "reach": round(reach, 6), "rows_voting": len(asked), "mean_influence": round(float(influence[asked].mean()), 4),
             "mean_influence_of_twins": round(float(influence[asked][~alone].mean()), 4) if (~alone).any() else None,
             "vote_accuracy": round(vote_accuracy(labels, close, alone, np.ones(len(asked), bool)), 6), "vote_accuracy_without_twins": round(vote_accuracy(labels, close, alone, alone), 6),
