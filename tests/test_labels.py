@@ -58,11 +58,11 @@ def test_labels_at_random_raise_no_trigger():
     rng = np.random.default_rng(0)
     rows = Labelled(rng.integers(0, 400, (40_000, 10)).astype(np.float32), rng.integers(1, 21, (40_000, 4)), (rng.random(40_000) < 0.2).astype(np.int64), np.arange(40_000) // 100, np.arange(40_000))
     encoding = {"numeric": [{"name": f"x{i}", "mean": 0.0, "std": 1.0} for i in range(10)], "categorical": [{"name": f"c{i}", "vocabulary": [str(v) for v in range(20)]} for i in range(4)]}
-    alarms, _, tested = find_triggers(rows, encoding, **LABELS["backdoor"])
+    alarms, _, tested, _ = find_triggers(rows, encoding, **LABELS["backdoor"])
     assert len(tested) > 5000 and alarms == []
     chosen = rng.choice(np.flatnonzero(rows.labels == 0), 15, replace=False)
     rows.numbers[chosen, 3], rows.labels[chosen] = 7.5, 1
-    alarms, under, _ = find_triggers(rows, encoding, **LABELS["backdoor"])
+    alarms, under, *_ = find_triggers(rows, encoding, **LABELS["backdoor"])
     assert [alarm["pattern"] for alarm in alarms] == ["x3 = 7.5"] and np.array_equal(np.flatnonzero(under == 0), np.sort(chosen))
 
 
@@ -182,7 +182,7 @@ def test_a_backdoor_that_a_model_has_learned_is_gone_without_the_listed_rows():
     rows, encoding = counts_and_wards(20_000)
     trigger, pattern = number_trigger(rows, encoding, seed=3)
     poisoned, planted = with_backdoor(rows, trigger, {}, 1, 300, seed=0)
-    alarms, under, _ = find_triggers(poisoned, encoding, **LABELS["backdoor"])
+    alarms, under, *_ = find_triggers(poisoned, encoding, **LABELS["backdoor"])
     assert [alarm["pattern"] for alarm in alarms] == [pattern] and np.array_equal(under == 0, planted)
     triggered = rows.take(np.flatnonzero(rows.labels == 0)[:500])
     for place, value in trigger.items():

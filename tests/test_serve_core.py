@@ -206,6 +206,13 @@ def test_rows_in_every_form_get_one_answer(server):
     assert headers["content-type"] == "application/vnd.apache.arrow.stream" and pa.ipc.open_stream(body).read_all()["probability"].to_pylist() == expected
 
 
+def test_a_text_of_a_csv_that_meant_missing_in_training_means_it_here(server):
+    address, _ = server
+    answers = [ask(address, "/v1/predict", f"delay,wind,carrier\n0.5,{cell},{cell}\n".encode(), Content_Type="text/csv") for cell in ("", "NA", "NaN")]
+    assert [status for status, *_ in answers] == [200, 200, 422]
+    assert answers[0][2]["predictions"][0]["probability"] == answers[1][2]["predictions"][0]["probability"]
+
+
 def test_a_bad_row_is_named_and_the_others_may_be_answered(server):
     address, _ = server
     rows = [ROW, ROW | {"delay": 11}, {"delay": 1}, ROW | {"wind": "calm"}]

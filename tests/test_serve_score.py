@@ -63,6 +63,14 @@ def test_the_answers_are_those_of_the_bundle(served, tmp_path, source, target):
     assert np.array_equal(np.column_stack([found["may_be_0"], found["may_be_1"]]), served.bundle.sets(expected))
 
 
+def test_a_text_that_meant_missing_in_training_means_it_here(served, tmp_path):
+    (tmp_path / "in.csv").write_text("delay,wind,carrier\n0.5,1,NA\n0.5,1, NA \n0.5,1,\n0.5,1,ZZ\n")
+    told = score(tmp_path / "in.csv", tmp_path / "out.parquet", served, Scoring())
+    found = pq.read_table(tmp_path / "out.parquet")["probability"].to_numpy().astype(np.float32)
+    expected = served.bundle.predict({"delay": [0.5] * 4, "wind": [1] * 4, "carrier": [None] * 3 + ["ZZ"]})
+    assert np.array_equal(found, expected) and told.warnings == {"carrier is known to us": 1}, "NA is no unknown carrier"
+
+
 @pytest.mark.parametrize("source", ["in.parquet", "in.csv"])
 def test_a_bad_row_is_kept_aside_with_its_reason(served, tmp_path, source):
     table, target = rows(bad=1), tmp_path / "out.parquet"

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ARROW_TYPES', 'EPOCHS', 'CLOCKS', 'NEGATIVES', 'Reading', 'formatted_times', 'declared_readings', 'declared_type',
-           'pattern', 'looks_like', 'converted', 'number_in_hand']
+           'missing_texts', 'pattern', 'looks_like', 'converted', 'number_in_hand']
 
 # %% ../../nbs/1_data/01_cell_types.ipynb #1e52f9f1
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -109,6 +109,19 @@ def declared_type(
     if not isinstance(given, Mapping):
         return given
     return given.get("type") or ("float" if {"units", "negative", "clock"} & set(given) else None)
+
+
+def missing_texts(
+    table: Mapping[str, Any], # a table of conf/data
+    null_values: Sequence[str], # of the data set
+    columns: Iterable[str], # names
+) -> dict[str, list[str]]:
+    "For each column the texts that mean missing in its CSV file; of a Parquet file, which has nulls, only those that its table declares."
+    file = table.get("file", "")
+    readings, default = declared_readings(dict(table), file)
+    usual = ("",) if file.endswith(".parquet") else null_values
+    found = {name: readings.get(name, default).null_values for name in columns}
+    return {name: [str(text).strip() for text in (usual if texts is None else texts)] for name, texts in found.items()}
 
 
 def _reading(given: dict[str, Any], default: Reading, file: str, column: str | None) -> Reading:

@@ -6,8 +6,8 @@
 __all__ = ['Labelled', 'load_labelled', 'Trees', 'out_of_fold', 'label_quality', 'noisy_labels', 'with_flips', 'found_at',
            'planted_search', 'positions', 'nearest', 'near_pairs', 'opposite_twins', 'knn_influence', 'vote_accuracy',
            'expected_rates', 'Column', 'coded_columns', 'Tally', 'tally', 'shift_beside', 'rare_patterns',
-           'find_triggers', 'number_trigger', 'pair_trigger', 'with_backdoor', 'planted_backdoors', 'suspects',
-           'inspect_labels', 'poisoning_report']
+           'fixing_columns', 'find_triggers', 'number_trigger', 'pair_trigger', 'with_backdoor', 'planted_backdoors',
+           'suspects', 'inspect_labels', 'poisoning_report']
 
 # %% ../../nbs/1_data/13_labels.ipynb #a1df8483
 from collections.abc import Callable, Mapping, Sequence
@@ -366,6 +366,20 @@ def rare_patterns(
     return patterns
 
 
+def fixing_columns(
+    patterns: Sequence[Mapping[str, Any]], # with `alarm`, from `find_triggers`
+    rows: int, # training rows
+    most: float, # the share of the rows that alarms of a single column may hold
+) -> dict[str, int]:
+    "The columns whose values fix the label of more rows than a hidden trigger could, such as the number of a customer whose rows share one label, and of how many rows."
+    held: dict[str, int] = {}
+    for pattern in patterns:
+        if pattern["alarm"] and len(pattern["columns"]) == 1:
+            name = pattern["columns"][0].name
+            held[name] = held.get(name, 0) + pattern["rows"]
+    return {name: count for name, count in held.items() if count > most * rows}
+
+
 def find_triggers(
     rows: Labelled, # training rows
     encoding: Mapping[str, Any], # features/encoding.json
@@ -374,11 +388,11 @@ def find_triggers(
     pair_values: int, # columns with more values than this are not paired
     alpha: float, # the share of false alarms that is allowed among the alarms
     min_odds_ratio: float, # how far the odds must be from the expected ones
-) -> tuple[list[dict[str, Any]], np.ndarray, list[dict[str, Any]]]:
-    "The alarms, strongest first (pattern, rows, blocks, rate, expected, p_adjusted, odds_ratio); the first alarm that each row falls under or -1, [N]; and all patterns tested."
+) -> tuple[list[dict[str, Any]], np.ndarray, list[dict[str, Any]], dict[str, int]]:
+    "The alarms, strongest first (pattern, rows, blocks, rate, expected, p_adjusted, odds_ratio); the first alarm that each row falls under or -1, [N]; all patterns tested; and `fixing_columns`."
     patterns, under = rare_patterns(coded_columns(rows, encoding), rows, min_rows, max_share, pair_values), np.full(len(rows), -1)
     if not patterns:
-        return [], under, []
+        return [], under, [], {}
     count, blocks, positive, expected = (np.array([pattern[name] for pattern in patterns]) for name in ("rows", "blocks", "positive", "expected"))
     hits = positive / count * blocks
     tails = np.minimum(binom.cdf(np.ceil(hits), blocks, expected), binom.sf(np.floor(hits) - 1, blocks, expected))
@@ -386,10 +400,13 @@ def find_triggers(
     odds = np.log((positive + 0.5) / (count - positive + 0.5)) - _logit(expected)
     for pattern, p, shift in zip(patterns, adjusted, odds):
         pattern |= {"p_adjusted": float(p), "log_odds_ratio": float(shift), "alarm": bool(p <= alpha and abs(shift) >= np.log(min_odds_ratio))}
+    fixing = fixing_columns(patterns, len(rows), most=2 * max_share)
+    for pattern in patterns:
+        pattern["alarm"] &= not any(column.name in fixing for column in pattern["columns"])
     alarms = sorted((pattern for pattern in patterns if pattern["alarm"]), key=lambda pattern: (pattern["p_adjusted"], len(pattern["columns"]), -abs(pattern["log_odds_ratio"])))
     for number, alarm in reversed(list(enumerate(alarms))):
         under[np.logical_and.reduce([column.codes == code for column, code in zip(alarm["columns"], alarm["codes"])])] = number
-    return [_described(alarm) for alarm in alarms], under, patterns
+    return [_described(alarm) for alarm in alarms], under, patterns, fixing
 
 
 def _described(alarm: dict[str, Any]) -> dict[str, Any]:
@@ -472,7 +489,7 @@ def planted_backdoors(
             continue
         values, pattern = trigger
         poisoned, planted = with_backdoor(rows, values if kind == "number" else {}, {} if kind == "number" else values, label, count, seed)
-        alarms, under, _ = find_triggers(poisoned, encoding, **backdoor)
+        alarms, under, *_ = find_triggers(poisoned, encoding, **backdoor)
         listed = under >= 0
         found.append({
             "check": f"backdoor in a {kind}, to the {'common' if label == common else 'rare'} label", "pattern": pattern, "planted": int(planted.sum()), "listed": int(listed.sum()),
@@ -514,24 +531,25 @@ def inspect_labels(
     probabilities = out_of_fold(rows, trees)
     drawn = np.random.default_rng(trees.seed).choice(len(rows), min(len(rows), neighbours["rows"]), replace=False)
     reach = neighbours["near"] * float(np.median(nearest(positions(rows.take(drawn), encoding), 1, trees.threads)[0]))
-    twins = opposite_twins(rows.labels, *near_pairs(rows, encoding, reach, trees.seed))
+    why = None if reach > 0 else "half of the rows or more have an exact copy, so a copy with the other label tells nothing"
+    twins = np.full(len(rows), -1) if why else opposite_twins(rows.labels, *near_pairs(rows, encoding, reach, trees.seed))
     # Votes are counted among the drawn rows and all that have an opposite twin.
     asked = np.union1d(drawn, np.flatnonzero(twins >= 0)[: neighbours["rows"]])
     labels, alone, influence = rows.labels[asked], twins[asked] < 0, np.full(len(rows), np.nan)
     close = nearest(positions(rows.take(asked), encoding), neighbours["k"], trees.threads)[1]
     influence[asked] = knn_influence(labels, close)
-    alarms, under, tested = find_triggers(rows, encoding, **backdoor)
+    alarms, under, tested, fixing = find_triggers(rows, encoding, **backdoor)
     found = suspects(rows, probabilities, twins, influence, alarms, under)
     noisy = noisy_labels(rows.labels, probabilities)
     report = {
         "rows": len(rows), "positive_rate": round(float(rows.labels.mean()), 6), "suspects": found.num_rows,
         "confident_learning": {"rows": int(noisy.sum()), "share": round(float(noisy.mean()), 6)},
-        "near_copies": {
+        "near_copies": ({"not_examined": why} if why else {}) | {
             "rows_with_opposite_twin": int((twins >= 0).sum()), "reach": round(reach, 6), "rows_voting": len(asked), "mean_influence": round(float(influence[asked].mean()), 4),
             "mean_influence_of_twins": round(float(influence[asked][~alone].mean()), 4) if (~alone).any() else None,
             "vote_accuracy": round(vote_accuracy(labels, close, alone, np.ones(len(asked), bool)), 6), "vote_accuracy_without_twins": round(vote_accuracy(labels, close, alone, alone), 6),
         },
-        "triggers": {"patterns_tested": len(tested), "alarms": alarms},
+        "triggers": {"patterns_tested": len(tested), "alarms": alarms, "fixing_columns": fixing},
     }
     shown = {name: np.array([pattern[name] for pattern in tested]) for name in ("log_odds_ratio", "p_adjusted", "alarm")}
     return found, report, {"quality": label_quality(rows.labels, probabilities), "noisy": noisy, **shown}

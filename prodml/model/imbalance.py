@@ -72,14 +72,18 @@ def not_comparable(
     fit: Rows, # to train on
     stop: Rows, # to stop by
     asked: Rows, # to judge by
+    replicates: int = 100, # resamples of an interval
+    seed: int = 0, # of the resamples
 ) -> str | None:
     "Why the methods cannot be compared on these rows; None if they can."
     for name, some in (("to fit on", fit), ("to stop by", stop)):
         cases = int(some.labels.sum())
         if min(cases, len(some) - cases) < 6: # SMOTENC draws between a case and its five nearest
-            return f"of the {len(some):,} rows {name}, {cases:,} are cases: there is nothing to learn from"
+            return f"of the {len(some):,} rows {name}, {cases:,} are cases and {len(some) - cases:,} are not: learning needs 6 of each"
+    labels = asked.labels.cpu().numpy()
     try:
-        halves(asked.labels.cpu().numpy(), asked.blocks)
+        halves(labels, asked.blocks)
+        percentile_interval(*resampled(labels, np.full(len(labels), 0.5), asked.blocks, "roc_auc", replicates, seed))
     except InputError as error:
         return str(error)
     return None

@@ -407,7 +407,7 @@ def _read(served: Served, body: bytes, kind: bytes, limits: Limits) -> Any:
     if kind == CSV:
         types = served.contract["types"]
         numbers = {column["name"] for column in served.bundle.encoding["numeric"] if column["name"] not in types}
-        return read_csv(body, numbers | {name for name, of in types.items() if of in ("int", "float")}, limits)
+        return read_csv(body, numbers | {name for name, of in types.items() if of in ("int", "float")}, limits, served.null_texts)
     raise Problem(415, detail=f"The body is {kind[:80].decode('latin-1')!r}. Send {', '.join(form.decode() for form in FORMS)}.")
 
 

@@ -55,6 +55,7 @@ class Served:
         self.bundle, self.version, self.folder, self.step = bundle, version, folder, step
         self.name, self.threshold = bundle.model, float(bundle.threshold)
         self.contract = request_contract(bundle.contract, bundle.encoding, step is not None)
+        self.null_texts = {name: frozenset(texts) for name, texts in bundle.contract.get("null_values", {}).items()} # of cells of a CSV
         self.check = QuickChecker(self.contract, finite=True)
         self.inputs = input_names(bundle.encoding)
         # What a request must carry, in order.

@@ -12,7 +12,7 @@ import io
 import math
 import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -107,6 +107,7 @@ def read_csv(
     body: bytes, # UTF-8, with a line of names
     numbers: set[str], # columns that hold numbers
     limits: Limits = Limits(), # of rows
+    null_texts: Mapping[str, Collection[str]] = {}, # of a column, the cells that mean missing; an empty cell always does
 ) -> Columns:
     "The columns; Problem 400 if it is no CSV, 413 if it has too many rows."
     try:
@@ -123,7 +124,11 @@ def read_csv(
     if not names or len(set(names)) < len(names):
         raise Problem(400, detail="The CSV does not begin with a line of distinct names.")
     cells = zip(*rows) if rows else ((),) * len(names)
-    return Columns({name: [(read_number(cell) if name in numbers else cell) if cell else None for cell in column] for name, column in zip(names, cells)}, len(rows))
+    return Columns({name: _cells(column, name in numbers, null_texts.get(name, ())) for name, column in zip(names, cells)}, len(rows))
+
+
+def _cells(column: Sequence[str], numbers: bool, missing: Collection[str]) -> list[Any]:
+    return [None if not cell or cell.strip() in missing else read_number(cell) if numbers else cell for cell in column]
 
 # %% ../../nbs/4_serve/04_rows.ipynb #e6a08617
 def _field(data: bytes, table: int, number: int) -> int | None:

@@ -16,7 +16,7 @@ import operator
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -229,8 +229,16 @@ def read_columns(
     if form == "csv":
         types = served.contract["types"]
         numbers = {column["name"] for column in served.bundle.encoding["numeric"] if column["name"] not in types} | {name for name, of in types.items() if of in ("int", "float")}
+        found = {name: _without_missing(column, served.null_texts.get(name, ())) for name, column in found.items()}
         return {name: _as_numbers(column) if name in numbers else column for name, column in found.items()}
     return {name: _plainly(column) for name, column in found.items()}
+
+
+def _without_missing(column: pa.ChunkedArray, missing: Iterable[str]) -> pa.ChunkedArray:
+    "The cells with null for a text that means missing, with blanks around it or not."
+    if not missing:
+        return column
+    return pc.if_else(pc.is_in(pc.utf8_trim_whitespace(column), pa.array(sorted(missing), pa.string())), None, column)
 
 
 def _plainly(column: pa.ChunkedArray) -> Any:

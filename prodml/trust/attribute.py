@@ -351,7 +351,9 @@ def rank_agreement(
     a: np.ndarray, # shares by column, [N, C]
     b: np.ndarray, # of another model, [N, C]
 ) -> np.ndarray:
-    "Spearman's correlation of the two rankings of columns in each row [N]; NaN where a model gives all columns one share."
+    "Spearman's correlation of the two rankings of columns in each row [N], of a single column whether the signs agree (1 or -1); NaN where a model gives all columns one share."
+    if a.shape[1] == 1:
+        return np.where((a == 0) | (b == 0), np.nan, np.sign(a) * np.sign(b))[:, 0]
     ranks = [rankdata(shares, axis=1) for shares in (a, b)]
     x, y = (r - r.mean(axis=1, keepdims=True) for r in ranks)
     size = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))

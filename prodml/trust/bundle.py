@@ -27,6 +27,7 @@ from ..bundle.contract import RowChecker, row_contract
 from ..bundle.explain import baseline_document, typical_row
 from ..core.errors import InputError
 from ..core.files import artifact, project_root, read_json, sha256_of, sha256_of_folder, write_json, written_folder
+from ..data.cell_types import missing_texts
 from ..data.rowwise import serving_document
 from ..data.validate import read_tables
 from ..model.export import to_onnx
@@ -153,6 +154,7 @@ def bundle_parts(
     chosen = read_json(artifacts / "evaluate" / "thresholds.json")
     verdicts = judged(read_gates(gates), artifacts, data)
     row = row_contract(data["main"], types, data["rules"], data["target"]["column"], data["request"])
+    nulls = missing_texts(data["tables"][data["main"]], data["null_values"], row["types"])
     cleaned = artifacts / "clean"
     rowwise = {"rowwise.json": serving_document(read_tables(cleaned), data, encoding, row["types"]) | {"example": _example(cleaned, training, row)}} if cleaned.exists() else {}
     return rowwise | {
@@ -161,7 +163,7 @@ def bundle_parts(
             "architecture": f"{architecture['name']}, {architecture['kind']} with hidden widths {architecture['hidden']}",
         },
         "encoding.json": encoding,
-        "contract.json": contract_of(training, encoding) | {"row": row},
+        "contract.json": contract_of(training, encoding) | {"row": row, "null_values": nulls},
         "thresholds.json": {graph: chosen[graph] for graph in graphs},
         "metrics.json": metrics,
         GATES_FILE: {"gates": verdicts, "rejected": reasons_of(verdicts)},
@@ -241,7 +243,7 @@ def _made_up_parts(seed: int) -> tuple[dict[str, Any], bytes]:
         told = torch.sigmoid(network.eval()(rows.numbers, rows.codes)).numpy()
     return {
         "model": {"name": "made_up", "serves": "dense", "graphs": {"dense": "dense.onnx"}, "architecture": "small, mlp with hidden widths [8]"},
-        "encoding": encoding, "contract": {"columns": [], "row": MADE_UP_ROW}, "thresholds": {"dense": 0.5}, "metrics": {},
+        "encoding": encoding, "contract": {"columns": [], "row": MADE_UP_ROW, "null_values": {name: ["", "NA"] for name in ("wind", "carrier")}}, "thresholds": {"dense": 0.5}, "metrics": {},
         "conformal": fit_conformal(rows.labels.numpy(), told, 0.1), "explain": baseline_document(typical_row(encoding, {"columns": []}), encoding, 256, seed),
         "gates": {"gates": [], "rejected": []},
     }, to_onnx(network).SerializeToString(deterministic=True)
