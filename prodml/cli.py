@@ -384,7 +384,7 @@ EXAMPLES = """examples:
   prodml trial build/smoke run=smoke             everything on a sample, in a copy
   prodml data draft yours.csv --write            settings for a table of your own
   prodml serve bundle --unsigned                 answer requests
-`prodml COMMAND --help` says more of each. Exit: 0 done, 1 bad input, 2 bad usage, 130 interrupted."""
+`prodml COMMAND --help` says more of each. Exit: 0 done, 1 bad input, 2 bad usage, 3 a trial's bundle rejected, 130 interrupted."""
 EXAMPLE = {
     "params": "examples:\n  prodml params\n  prodml params model=mlp train.epochs=3\n  prodml params --check",
     "run": "examples:\n  prodml run train epochs=2                              outputs in build/runs/train-...\n"

@@ -1,6 +1,7 @@
 """What is generated is what the notebooks and conf/ would generate now."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -65,6 +66,7 @@ def test_the_readme_is_what_the_index_notebook_says(root):
     assert words(readme_text(root)) == words((root / "README.md").read_text()), "run `python -m prodml.core.site --readme`"
 
 
+@pytest.mark.skipif("CI" in os.environ, reason="CI runs the same cells in kernels: test_notebooks.py and test_trials.py")
 def test_all_notebooks_pass():
     done = run("nbdev_test", "--n_workers", "2", "--do_print")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

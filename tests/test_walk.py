@@ -173,6 +173,8 @@ def test_a_newcomer_types_what_the_readme_says(checkout, tmp_path):
         assert command != "make run" or not failed, wrong
         if command == "make run" and not FULL:  # the scores of the sample are not those that git holds
             git(checkout, "commit", "-qam", "scores of the sample")
+        if command == "make record" and not wrong:
+            git(checkout, "commit", "-qam", "times of this machine")
     assert not failed, "\n\n".join(failed)
     for name in ("bundle/model_card.html", "ops/serve.toml", "_docs/index.html", "keys.json"):
         assert (checkout / name).exists(), name

@@ -21,18 +21,19 @@ class Step:
 
 SERVER = "http://127.0.0.1:8000"
 EXPECTED = {
-    "make run": Step("int8 "),
+    "make run": Step(r"(?s)int8 .*The bundle is accepted.*Next:"),
     "source .venv/bin/activate": Step(),
     "make test": Step(never="the walk is one of the tests"),
     "make lab": Step("pre_save_hook|Jupyter Server", asks="http://127.0.0.1:8888/api"),
     "prodml results": Step(r"model +ROC AUC"),
-    "make smoke": Step("bundle", full="the sample is what the walk already runs on"),
+    "make record": Step("recorded: metrics/latency.json", full="the times of a sample are not recorded"),
+    "make smoke": Step(r"The bundle is (accepted|rejected): .*(?s:.)*int8 ", full="the sample is what the walk already runs on"),
     "prodml params": Step("params.yaml"),
     "dvc repro": Step("up to date"),
     "dvc exp run --queue -S model=mlp,tabm": Step("Queued experiment"),
     "dvc exp run --run-all": Step(full="two whole pipelines; test_experiments.py runs such a queue"),
     "dvc exp show": Step("Experiment"),
-    "prodml run train epochs=2 --report build/two.ipynb": Step("build/two.ipynb"),
+    "prodml run train epochs=2 --report build/two.ipynb": Step("build/two.ipynb; outputs in build/two; the main run is as it was"),
     "prodml data trace weather 1010": Step("impossible wind"),
     "prodml data receive weather examples/flights/weather-2013-12-30.csv": Step(r"accepted +57"),
     "prodml data verify": Step("weather: 1 partitions are as they were accepted"),
@@ -42,6 +43,7 @@ EXPECTED = {
         "'compress.precision=[none]' 'compress.runtime=[ONNX Runtime]' compress.rounds=3 compress.replicates=50",
     ),
     "prodml profile": Step("build/profile.png"),
+    "prodml export build/model.onnx": Step("build/model.onnx: int8 of flights, opset"),
     "prodml release --new-key ~/release.key": Step("release.key.pub"),
     "prodml release --key ~/release.key --version first": Step("releases/flights-first"),
     "export PRODML_TRUSTED_KEYS=~/release.key.pub": Step(),
@@ -61,7 +63,7 @@ EXPECTED = {
     "prodml keys new --name shop --roles predict": Step("prodml_"),
     "prodml observe": Step("all files are what the table says"),
     "make docs": Step("_docs/index.html"),
-    "prodml data draft examples/breast_cancer/tumours.parquet --name tumours --write": Step("conf/data/tumours.yaml"),
+    "prodml data draft examples/breast_cancer/tumours.parquet --name tumours --write": Step("Written: conf/data/tumours.yaml"),
     "prodml trial build/tumours data=tumours": Step("int8 ", full="a whole pipeline; test_new_table.py runs drafted tables"),
 }
 
