@@ -190,12 +190,12 @@ def test_the_flights_contract_travels_as_json(root):
 
 
 def test_rules_on_thousands_of_columns_and_values(tmp_path):
-    names = [f"c{place}" for place in range(1500)]
+    names = [f"c{place}" for place in range(800)]
     tables = {"t": ibis.memtable(pa.table({"source_row": [1, 2, 3], **{name: [0, 1, None if name == names[-1] else 1] for name in names}}))}
-    rules = [{"name": "known", "rule": "not_null", "columns": names}, {"name": "listed", "rule": "allowed", "columns": names[:1], "values": list(range(1, 3000))}]
-    rules += [{"name": name, "rule": "range", "columns": [name], "min": 1} for name in names[:130]] # several queries
+    rules = [{"name": "known", "rule": "not_null", "columns": names}, {"name": "listed", "rule": "allowed", "columns": names[:1], "values": list(range(1, 1200))}]
+    rules += [{"name": name, "rule": "range", "columns": [name], "min": 1} for name in names[:60]] # several queries
     rules = [{"table": "t", "severity": "error", **rule} for rule in rules]
     found = count_breaks(rules, tables)
-    assert [(line["name"], line["rows"], line["first_rows"]) for line in found] == [("known", 1, [3]), ("listed", 1, [1]), *((name, 1, [1]) for name in names[:130])]
+    assert [(line["name"], line["rows"], line["first_rows"]) for line in found] == [("known", 1, [3]), ("listed", 1, [1]), *((name, 1, [1]) for name in names[:60])]
     kept, rejected = split_rejected(rules, tables, found)
     assert kept["t"].source_row.to_pyarrow().to_pylist() == [2]
