@@ -189,7 +189,7 @@ def test_the_flights_contract_travels_as_json(root):
     assert [(verdict.column, verdict.severity) for verdict in check({name: [value] for name, value in (good | {"origin": "BOS", "hour": 24}).items()})] == [("origin", "error"), ("hour", "error")]
 
 
-def test_rules_on_thousands_of_columns_and_values(tmp_path):
+def test_rules_on_many_columns_and_values(tmp_path):
     names = [f"c{place}" for place in range(800)]
     tables = {"t": ibis.memtable(pa.table({"source_row": [1, 2, 3], **{name: [0, 1, None if name == names[-1] else 1] for name in names}}))}
     rules = [{"name": "known", "rule": "not_null", "columns": names}, {"name": "listed", "rule": "allowed", "columns": names[:1], "values": list(range(1, 1200))}]
