@@ -18,6 +18,7 @@ from pandera.errors import SchemaErrors
 from prodml.bundle.contract import OPERATORS, RowChecker, check_rule, row_contract
 from prodml.core.errors import InputError
 from prodml.data.contract import breaks, check_rules, pandera_schema, type_breaks
+from prodml.data.validate import count_breaks, split_rejected
 
 # Two columns of each type, so that any two can be compared; `whole` holds floats where the contract says int.
 TYPES = {"i": "int", "j": "int", "f": "float", "g": "float", "s": "text", "t": "text", "at": "time", "by": "time"}
@@ -186,3 +187,15 @@ def test_the_flights_contract_travels_as_json(root):
     check = RowChecker(contract)
     assert check({name: [value] for name, value in good.items()}) == []
     assert [(verdict.column, verdict.severity) for verdict in check({name: [value] for name, value in (good | {"origin": "BOS", "hour": 24}).items()})] == [("origin", "error"), ("hour", "error")]
+
+
+def test_rules_on_many_columns_and_values(tmp_path):
+    names = [f"c{place}" for place in range(800)]
+    tables = {"t": ibis.memtable(pa.table({"source_row": [1, 2, 3], **{name: [0, 1, None if name == names[-1] else 1] for name in names}}))}
+    rules = [{"name": "known", "rule": "not_null", "columns": names}, {"name": "listed", "rule": "allowed", "columns": names[:1], "values": list(range(1, 1200))}]
+    rules += [{"name": name, "rule": "range", "columns": [name], "min": 1} for name in names[:60]] # several queries
+    rules = [{"table": "t", "severity": "error", **rule} for rule in rules]
+    found = count_breaks(rules, tables)
+    assert [(line["name"], line["rows"], line["first_rows"]) for line in found] == [("known", 1, [3]), ("listed", 1, [1]), *((name, 1, [1]) for name in names[:60])]
+    kept, rejected = split_rejected(rules, tables, found)
+    assert kept["t"].source_row.to_pyarrow().to_pylist() == [2]

@@ -89,15 +89,31 @@ def reference_cells(
 ) -> list[Cells]:
     "The cells of each column; InputError on a reference without rows."
     numbers = sampled_rows(table.select(*[name for name, (kind, _) in kinds.items() if kind == "number"]), sample) if any(kind == "number" for kind, _ in kinds.values()) else {}
+    frequent = _frequent_values(table, [name for name, (kind, _) in kinds.items() if kind == "category"], max_values, least_rows)
     cells = []
     for name, (kind, role) in kinds.items():
         if kind == "number":
             cells.append(number_cells(name, _floats(numbers[name]), bins, least_rows, role))
         else:
-            counts = table.filter(table[name].notnull()).group_by(value=table[name]).agg(rows=ibis._.count())
-            frequent = counts.filter(counts.rows >= least_rows).order_by(counts.rows.desc(), "value").limit(max_values).to_pyarrow()
-            cells.append(category_cells(name, dict(zip(frequent["value"].to_pylist(), frequent["rows"].to_pylist())), max_values, least_rows, role))
+            cells.append(category_cells(name, frequent[name], max_values, least_rows, role))
     return cells
+
+
+_AT_ONCE = 100 # columns that one query counts
+
+
+def _frequent_values(table: ir.Table, names: list[str], most: int, least_rows: int) -> dict[str, dict[str, int]]:
+    "For each column of text its values of enough rows and their rows, the most frequent first."
+    found: dict[str, dict[str, int]] = {name: {} for name in names}
+    for start in range(0, len(names), _AT_ONCE):
+        some = names[start : start + _AT_ONCE]
+        cells = table.select(*some).pivot_longer(some, names_to="column", values_to="value")
+        counts = cells.filter(cells.value.notnull()).group_by("column", "value").agg(rows=ibis._.count())
+        frequent = counts.filter(counts.rows >= least_rows).order_by("column", counts.rows.desc(), "value").to_pyarrow()
+        for name, value, rows in zip(*(frequent[key].to_pylist() for key in ("column", "value", "rows"))):
+            if len(found[name]) < most:
+                found[name][value] = rows
+    return found
 
 
 def _floats(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
