@@ -222,10 +222,17 @@ def test_no_block_is_on_both_sides_of_a_fold():
     assert ((out_of_fold(rows, TREES) > 0.5) == labels).mean() < 0.7 < 0.95 < ((out_of_fold(mixed, TREES) > 0.5) == labels).mean()
 
 
-def test_too_few_blocks_are_refused(tumours):
+def test_few_blocks_make_few_folds(tumours):
     rows, _ = tumours
-    with pytest.raises(InputError, match="1 blocks and 2 classes cannot be judged in 5 folds"):
-        out_of_fold(replace(rows, blocks=np.zeros(len(rows))), TREES)
+    for blocks in (np.arange(len(rows)) % 2, np.zeros(len(rows), np.int64)):  # a single block is parted by rows
+        right = (out_of_fold(replace(rows, blocks=blocks), TREES) > 0.5) == rows.labels
+        assert 0.9 < right.mean() < 1, "the trees saw no row that they judge"
+
+
+def test_one_class_is_refused(tumours):
+    rows, _ = tumours
+    with pytest.raises(InputError, match="rows of 1 classes cannot be judged in 5 folds"):
+        out_of_fold(rows.take(rows.labels == 1), TREES)
 
 
 def test_the_list_repeats_to_the_byte(tumours, tmp_path):

@@ -211,10 +211,15 @@ def assign_splits(
             raise InputError(f"{values.null_count:,} rows have no time to split by", "Drop them by a rule, or split by another column.", column=asked.column)
         cuts = asked.cuts
         return np.concatenate([np.searchsorted(cuts, pc.cast(chunk, pa.timestamp("us")).to_numpy(zero_copy_only=False), side="right").astype(np.int8) for chunk in values.chunks])
-    groups = np.arange(len(values)) if values.null_count == len(values) else _group_numbers(values)
+    groups = _units(values)
     total = groups.max() + 1
     cuts = [round(total * (1 - asked.validation - asked.test)), round(total * (1 - asked.test))]
     return np.searchsorted(cuts, np.random.default_rng(asked.seed).permutation(total)[groups], side="right").astype(np.int8)
+
+
+def _units(values: pa.ChunkedArray) -> np.ndarray:
+    "What a random split keeps together: the number of each row's group, or of the row."
+    return np.arange(len(values)) if values.null_count == len(values) else _group_numbers(values)
 
 
 def _group_numbers(values: pa.ChunkedArray) -> np.ndarray:
@@ -445,7 +450,9 @@ def write_splits(
 ) -> dict[str, Any]:
     "Write train, validation and test as Parquet and encoding.json; the report {rows, positive, kinds, notes} is returned."
     file = pq.ParquetFile(source)
-    part = assign_splits(file.read(columns=["split_by"])["split_by"], split)
+    split_by = file.read(columns=["split_by"])["split_by"]
+    part, units = assign_splits(split_by, split), None if split["by"] == "time" else _units(split_by).astype(np.int32)
+    del split_by
     label = np.concatenate([file.read_row_group(group, columns=["label"])["label"].to_numpy().astype(np.int8) for group in range(file.num_row_groups)])
     check_splits(label, part)
     names = [name for name in file.schema_arrow.names if name not in ("key", "label", "split_by")]
@@ -458,7 +465,7 @@ def write_splits(
     if not kept:
         raise InputError("no feature is left", "Look at features.kinds and max_categories in conf/data.")
     for number, name in enumerate(SPLITS):
-        write_batches(folder / f"{name}.parquet", _rows_of(file, part, number, kept, split))
+        write_batches(folder / f"{name}.parquet", _rows_of(file, part, number, kept, units))
     encoding = fit_encoding(folder / "train.parquet", list(kept), target, features["min_category_rows"])
     report = {"rows": np.bincount(part, minlength=3).tolist(), "positive": [int(label[part == n].sum()) for n in range(3)], "kinds": kinds, "notes": group_notes(file, names, label, split, renamed)}
     if rules := features.get("imputation"):
@@ -500,12 +507,12 @@ def _groups(file: pq.ParquetFile) -> Iterator[tuple[int, pa.Table]]:
         start += len(table)
 
 
-def _rows_of(file: pq.ParquetFile, part: np.ndarray, number: int, kept: dict[str, pa.DataType], split: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+def _rows_of(file: pq.ParquetFile, part: np.ndarray, number: int, kept: dict[str, pa.DataType], units: np.ndarray | None) -> Iterator[pa.RecordBatch]:
     "The rows of one split with what a split has: key, block, month, label and the features."
     for start, table in _groups(file):
         own = part[start : start + len(table)] == number
         if own.any():
-            columns = {"key": table["key"], **_blocks(table["split_by"], split, start), "label": pc.cast(table["label"], pa.int8())}
+            columns = {"key": table["key"], **_blocks(table["split_by"], None if units is None else units[start : start + len(table)]), "label": pc.cast(table["label"], pa.int8())}
             rows = pa.table({**columns, **{name: _as_kind(table[name], kind) for name, kind in kept.items()}})
             yield from rows.filter(pa.array(own)).to_batches()
 
@@ -515,10 +522,10 @@ def _as_kind(values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     return pc.cast(pc.cast(values, pa.float64(), safe=False) if pa.types.is_integer(values.type) and kind == pa.float32() else values, kind, safe=not pa.types.is_floating(kind))
 
 
-def _blocks(split_by: pa.ChunkedArray, split: dict[str, Any], start: int) -> dict[str, pa.Array]:
-    "The unit that a bootstrap draws: the day where there is time, else the row; and the month, or nothing."
-    if split["by"] != "time":
-        return {"block": pa.array(np.arange(start, start + len(split_by), dtype=np.int32)), "month": pa.array([""] * len(split_by))}
+def _blocks(split_by: pa.ChunkedArray, units: np.ndarray | None) -> dict[str, pa.Array]:
+    "What a bootstrap draws and folds keep together: the day where the split is by time, else the group that the split keeps together, or the row; and the month, or nothing."
+    if units is not None:
+        return {"block": pa.array(units), "month": pa.array([""] * len(split_by))}
     days = pc.cast(pc.cast(split_by, pa.timestamp("us")), pa.date32(), safe=False)
     return {"block": pc.cast(days, pa.int32()), "month": pc.strftime(days, "%Y-%m")}
 

@@ -87,14 +87,16 @@ def out_of_fold(
     rows: Labelled, # training rows
     trees: Trees, # how to fit
 ) -> np.ndarray:
-    "For each row the probability of label 1 by LightGBM trees that saw no row of its block, [N]; InputError if there are fewer blocks than folds."
-    blocks, classes = len(np.unique(rows.blocks)), len(np.unique(rows.labels))
-    if blocks < trees.folds or classes < 2:
-        raise InputError(f"{blocks} blocks and {classes} classes cannot be judged in {trees.folds} folds", "Use fewer folds in conf/labels, or a table with more rows.", column="label")
+    "For each row the probability of label 1 by LightGBM trees that saw no row of its block, or not the row itself where there is a single block, [N]; InputError if there is one class."
+    classes = len(np.unique(rows.labels))
+    if classes < 2 or len(rows) < trees.folds:
+        raise InputError(f"{len(rows)} rows of {classes} classes cannot be judged in {trees.folds} folds", "Use fewer folds in conf/labels, or a table with more rows.", column="label")
+    apart = rows.blocks if len(np.unique(rows.blocks)) > 1 else np.arange(len(rows))
+    folds = min(trees.folds, len(np.unique(apart)))
     matrix, numbers, rng = rows.matrix(), rows.numbers.shape[1], np.random.default_rng(trees.seed)
-    folds = GroupKFold(trees.folds, shuffle=True, random_state=trees.seed).split(matrix, rows.labels, rows.blocks)
+    parts = GroupKFold(folds, shuffle=True, random_state=trees.seed).split(matrix, rows.labels, apart)
     probabilities = np.empty(len(rows))
-    for fit, judged in folds:
+    for fit, judged in parts:
         if len(fit) > trees.fit_rows:
             fit = np.sort(rng.choice(fit, trees.fit_rows, replace=False))
         settings = {

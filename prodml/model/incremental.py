@@ -65,9 +65,13 @@ def partitioned(
 ) -> tuple[list[tuple[str, Rows, Rows]], str | None]:
     "(name, rows to train on, rows held out) of each partition, and None; or an empty list and why the table cannot be partitioned so."
     try:
-        return [(name, *held_out(part, share, derived_seed(seed, 3, number))) for number, (name, part) in enumerate(partitions_of(rows, parts))], None
+        found = [(name, *held_out(part, share, derived_seed(seed, 3, number))) for number, (name, part) in enumerate(partitions_of(rows, parts))]
     except InputError as error:
         return [], str(error)
+    for name, part, _ in found:
+        if len(part.labels.unique()) < 2:
+            return [], f"the {len(part):,} rows of {name} that are trained on have one label, so there is nothing to learn from"
+    return found, None
 
 
 def joined(

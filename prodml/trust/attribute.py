@@ -166,7 +166,9 @@ def kernel_shap(
     problem: Problem, # what to explain
     effort: int = 1000, # coalitions
 ) -> np.ndarray:
-    "Shapley values by regression, float64 [N, columns]."
+    "Shapley values by regression, float64 [N, columns]; a single column has the whole difference, and nothing to regress on."
+    if problem.columns == 1:
+        return feature_ablation(problem)
     return _by_regression(problem, KernelShap(problem.function), effort)
 
 

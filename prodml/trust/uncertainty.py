@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['Draws', 'LEAST_ORIGINS', 'ALLOWANCE', 'check_settings', 'Period', 'read_periods', 'with_months', 'fit_sets',
-           'crossed_sets', 'halved_coverage', 'share_interval', 'coverage_lines', 'label_lines', 'selective_lines',
-           'without_temperature', 'temperature_lines', 'rolling_masks', 'rolling_periods', 'allowance_lines',
-           'allowed_alpha', 'fitted_intercept', 'recalibration_lines', 'recalibration_verdict', 'report_tables',
-           'later_tables', 'headline']
+           'judged_apart', 'crossed_sets', 'halved_coverage', 'share_interval', 'coverage_lines', 'label_lines',
+           'selective_lines', 'without_temperature', 'temperature_lines', 'rolling_masks', 'rolling_periods',
+           'allowance_lines', 'allowed_alpha', 'fitted_intercept', 'recalibration_lines', 'recalibration_verdict',
+           'report_tables', 'later_tables', 'headline']
 
 # %% ../../nbs/3_trust/02_uncertainty.ipynb #b43b2690
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,13 @@ def fit_sets(
     return fitted | {"quantiles": [None if quantile is None else min(1.0, math.ceil(quantile * 1e6) / 1e6) for quantile in fitted["quantiles"]]}
 
 
+def judged_apart(
+    blocks: np.ndarray, # the block (day) of each row, [N]
+) -> np.ndarray:
+    "The blocks, [N]; the rows one by one where there is a single block."
+    return blocks if len(np.unique(blocks)) > 1 else np.arange(len(blocks))
+
+
 def crossed_sets(
     period: Period, # rows of many days
     alpha: float, # share of misses that is allowed
@@ -110,7 +117,7 @@ def crossed_sets(
     folds: int, # that the days are dealt to
 ) -> np.ndarray:
     "Sets bool [N, 2], those of each day from limits that were fitted on the days of the other folds."
-    fold, sets = fold_of(period.blocks, folds), np.empty((len(period), 2), bool)
+    fold, sets = fold_of(judged_apart(period.blocks), folds), np.empty((len(period), 2), bool)
     for one in range(fold.max() + 1):
         sets[fold == one] = prediction_sets(period.probabilities[fold == one], fit_sets(period.take(fold != one), alpha, method))
     return sets
@@ -124,7 +131,7 @@ def halved_coverage(
     seed: int, # of the draw
 ) -> np.ndarray:
     "Coverage of one random half of the days by limits from the other half, [halvings]."
-    names, place = np.unique(period.blocks, return_inverse=True)
+    names, place = np.unique(judged_apart(period.blocks), return_inverse=True)
     random, found = np.random.default_rng(seed), []
     for _ in range(halvings):
         chosen = (random.permutation(len(names)) % 2 == 0)[place]
