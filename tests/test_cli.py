@@ -159,6 +159,9 @@ def test_a_trial_ends_with_its_verdict(gates: str, ends: int, tmp_path, monkeypa
     (tmp_path / "bundle" / "gates.json").write_text(json.dumps({"gates": listed, "rejected": rejected}))
     scores = dict.fromkeys(("roc_auc", "pr_auc", "log_loss", "brier", "ece", "f1"), 0.5)
     (tmp_path / "metrics" / "evaluate.json").write_text(json.dumps({"dense": {"test": scores}}))
+    (tmp_path / "build" / "measure").mkdir(parents=True)
+    for name in ("latency", "budget"):
+        (tmp_path / "build" / "measure" / f"{name}.json").write_text("{}")
     monkeypatch.setattr("prodml.core.trial.run_trial", lambda *given: subprocess.CompletedProcess([], 0))
     assert cli.main(["trial", str(tmp_path), "run=smoke"]) == ends
     said = capsys.readouterr().out

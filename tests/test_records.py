@@ -31,9 +31,12 @@ def test_a_bench_writes_to_the_record_only_through_results_path(path):
 
 def test_no_other_code_names_the_folder_of_results():
     """The package writes there through the same function: prodml/core/records.py is the one place."""
-    texts = {path: [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant) and node.value == "results"] for path in ROOT.glob("prodml/**/*.py")}
-    # The command of that name, and the folder.
-    assert {str(path.relative_to(ROOT)) for path, found in texts.items() if found} <= {"prodml/cli.py", "prodml/core/records.py"}
+    named = set()
+    for path in ROOT.glob("prodml/**/*.py"):
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        if {"bench", "results"} <= texts or any("bench/results" in text and "\n" not in text and " " not in text for text in texts):
+            named.add(str(path.relative_to(ROOT)))
+    assert named == {"prodml/core/records.py"}
 
 
 def test_make_records_only_when_asked():
@@ -71,7 +74,7 @@ def project(tmp_path, monkeypatch) -> Path:
 
 def shown(capsys, **given) -> str:
     """What `prodml results` prints."""
-    cli.show_results(Namespace(**{"split": "test", "measure": True, "record": False} | given))
+    cli.show_results(Namespace(**{"split": "test", "measure": True, "record": False, "next": False} | given))
     return capsys.readouterr().out
 
 

@@ -206,7 +206,7 @@ def test_a_rejected_row_is_json_whatever_it_held(served, tmp_path):
     table = pa.table({"key": [1, 2], "delay": [float("nan"), float("inf")], "wind": [float("-inf"), 1.0], "carrier": ["é\n", None], "at": pa.array([0, 1], pa.timestamp("s"))})
     score(write(table, tmp_path / "in.parquet"), tmp_path / "out.parquet", served, Scoring(("at",), max_rejected=1.0))
     sent = [json.loads(text, parse_constant=pytest.fail) for text in pq.read_table(rejects_of(tmp_path / "out.parquet"))["sent"].to_pylist()]
-    assert sent[0] == {"carrier": "é\n", "delay": "nan", "wind": "-inf", "at": "1970-01-01 00:00:00"} and sent[1]["delay"] == "inf"
+    assert sent[0] == {"carrier": "é\n", "delay": "nan", "wind": "-inf", "at": "1970-01-01 00:00:00"} and sent[-1]["delay"] == "inf"
 
 
 ARROW = {"int": [pa.int64(), pa.int32(), pa.float64()], "float": [pa.float64(), pa.float32(), pa.int64()], "text": [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], "time": [pa.timestamp("us"), pa.timestamp("ns"), pa.timestamp("s"), pa.timestamp("us", "Europe/Paris")]}
