@@ -29,5 +29,5 @@ def test_a_strangers_csv_needs_one_file(checkout):
     assert run("python", "-m", "prodml.cli", "params", "data=shop", "run=smoke", "data.sample_fraction=1.0", cwd=checkout).returncode == 0
     assert "bundle" in stages_run(run("dvc", "repro", "dvc.yaml", cwd=checkout))
     kinds = json.loads((checkout / "artifacts" / "features" / "report.json").read_text())["kinds"]
-    assert {name: kind for name, (kind, _) in kinds.items()} == {"customer": "drop", "income": "number", "city": "category", "joined_weekday": "category", "joined_hour": "drop", "visits": "number", "member": "category"}
+    assert {name: kind for name, (kind, _) in kinds.items()} == {"customer": "drop", "income": "number", "city": "category", "joined_weekday": "category", "joined_month": "drop", "joined_hour": "drop", "visits": "number", "member": "category"}
     assert json.loads((checkout / "metrics" / "evaluate.json").read_text())["lightgbm"]["test"]["roc_auc"] > 0.6
