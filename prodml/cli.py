@@ -447,7 +447,7 @@ def make_parser(
         stage_arguments(stage)
     trial = command("trial", run_in_trial, "Run the whole pipeline with other settings in a copy of the project; the main run is not touched.\nEnds with 0 if the gates accept the bundle, 3 if they reject it, 1 if a stage fails.")
     trial.add_argument("folder", type=Path, help="where the copy lives, such as build/smoke; kept, so that a second run is quick")
-    trial.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, such as run=smoke or data=breast_cancer")
+    trial.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="Hydra overrides, such as run=smoke or data=breast_cancer")
     search = command("compress", search_compression, "Search prunings, precisions and runtimes for the model that keeps to the budget (conf/budget); goes on where it was stopped.")
     search.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, such as budget.p95_us=50 or 'compress.width_ratio=[0.1]'")
     search.add_argument("--write", action="store_true", help="write the choice into conf/, for the option `searched` of prune, quantize and bundle, and the record into bench/results/")
@@ -525,7 +525,8 @@ def sentence(
 ) -> str:
     "What went wrong, for a reader."
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {(error.strerror or 'cannot be read').lower()}. Check the path and the rights on it."
+        place = error.filename2 or error.filename  # of a move, the place that the user named
+        return f"{place}: {(error.strerror or 'cannot be read').lower()}. Check the path and the rights on it."
     if isinstance(error, UnicodeDecodeError):
         return f"A file is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8."
     if isinstance(error, json.JSONDecodeError):

@@ -75,6 +75,20 @@ def test_an_override_may_follow_an_option() -> None:
         cli.parse(["run", "train", "--reprot", "x"])
 
 
+def test_a_trial_may_have_no_override(capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["trial"])
+    assert capsys.readouterr().err.strip().endswith("required: folder")
+
+
+def test_a_failed_move_names_its_target_and_not_the_temporary_file(tmp_path) -> None:
+    (tmp_path / "graph").mkdir()
+    (tmp_path / ".aside").touch()
+    with pytest.raises(OSError) as failed:
+        os.replace(tmp_path / ".aside", tmp_path / "graph")
+    assert cli.sentence(failed.value).startswith(f"{tmp_path / 'graph'}: is a directory.")
+
+
 def test_ctrl_c_and_a_closed_pipe_are_quiet(monkeypatch, capsys) -> None:
     def interrupted(given: object) -> int:
         raise KeyboardInterrupt

@@ -173,6 +173,17 @@ def test_few_cases_and_a_twin_of_the_target_are_named(tmp_path):
         drafted(table(tmp_path, "two.csv", churned=["yes"] * 2 + ["no"] * (ROWS - 2)), target="churned")
 
 
+def test_a_number_as_target_is_named_as_a_guess_unless_asked_for(tmp_path):
+    path = table(tmp_path, plan=None, churned=[max(0, place % 10 - 7) for place in range(ROWS)])
+    assert any("churned as the target is a guess" in doubt for doubt in drafted(path)[0].doubts)
+    assert not any("is a guess" in doubt for doubt in drafted(path, target="churned")[0].doubts)
+
+
+def test_a_folder_is_not_called_missing(tmp_path):
+    with pytest.raises(InputError, match="this is a folder"):
+        draft([tmp_path])
+
+
 def test_nothing_to_predict_says_so(tmp_path):
     (tmp_path / "names.csv").write_text("name\nAnna\nBert\nCleo\n")
     with pytest.raises(InputError, match="no column could be predicted"):

@@ -114,7 +114,9 @@ def read_files(
     "Read the files, declaring what ingest doubts where one answer is the best; InputError lists all questions that are left."
     absent = [file for file in files if not file.is_file()]
     if absent:
-        raise InputError("there is no such file", "Look at the path.", file=absent[0])
+        folder = absent[0].is_dir()
+        remedy = "Name the files in it." if folder else "Look at the path."
+        raise InputError("this is a folder" if folder else "there is no such file", remedy, file=absent[0])
     folders = {file.resolve().parent for file in files}
     names = [safe_name(file.name.split(".")[0]) for file in files]
     if len(folders) != 1 or len(set(names)) < len(files):
@@ -396,7 +398,7 @@ def _target_reason(fact: Facts, two: list[Facts]) -> str:
     others = [other for other in dict.fromkeys(other.column for other in two) if other != fact.column]
     if fact.values > 2:
         return "no column has two values"
-    return "a column of two values" + (f"; so have {_listed(others)}" if others else "")
+    return "a column of two values" + (f", as {'is' if len(others) == 1 else 'are'} {_listed(others)}" if others else "")
 
 
 def _listed(names: list[str], most: int = 6) -> str:
@@ -843,6 +845,8 @@ def _label_doubts(fact: Facts, target: Guess, label: np.ndarray, split: Guess, p
     found, rarer = [], int(min((label == 1).sum(), (label == 0).sum()))
     if fact.missing:
         found.append(f"{fact.missing:,} rows have no {fact.column}: they are neither trained on nor scored")
+    if "at_least" in target.declared and not target.why.startswith("asked for"):
+        found.append(f"no column has two values: {fact.column} as the target is a guess; if it is another, give --target COLUMN")
     if rarer < 100:
         found.append(f"the rarer class has {rarer:,} of {len(label):,} rows ({split.parts}): scores will be uncertain")
     if split.declared["by"] == "random" and (times := split.why.partition(": ")[2].partition("; the rows of")[0]) != _NO_TIMES:
