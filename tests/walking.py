@@ -40,7 +40,7 @@ EXPECTED = {
     "prodml data feeds": Step(r"weather +1 +57", code=1),
     "prodml compress": Step(
         "what was measured", sample=" 'compress.width_ratio=[0.125]' 'compress.schedule=[cubic]' 'compress.depth=[0]' "
-        "'compress.precision=[none]' 'compress.runtime=[ONNX Runtime]' compress.rounds=3 compress.replicates=50",
+        "'compress.precision=[none]' 'compress.runtime=[ONNX Runtime]' compress.rounds=3 compress.replicates=100",
     ),
     "prodml profile": Step("build/profile.png"),
     "prodml export build/model.onnx": Step("build/model.onnx: int8 of flights, opset"),
