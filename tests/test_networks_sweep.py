@@ -83,7 +83,7 @@ def parts(request, tmp_path_factory) -> tuple[dict, Rows, Rows]:
     return encoding, *(load_rows(folder / "features" / f"{name}.parquet", encoding) for name in ("train", "validation"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("model", MODELS)
 def test_every_network_is_pruned_and_quantized_in_every_way(model, parts, tmp_path):
     encoding, rows, validation = parts

@@ -61,6 +61,7 @@ def test_its_bundle_answers_and_a_changed_one_is_refused(second_table, tmp_path)
         open_bundle(copy, unsigned=True, rejected=True)
 
 
+@pytest.mark.long
 def test_notebooks_run_by_hand_give_the_same_artifacts(second_table):
     """Each stage's notebook in a Jupyter kernel, top to bottom, in the pipeline's order."""
     stages = [name for name in yaml.safe_load((second_table / "dvc.lock").read_text())["stages"] if name != "export"]
