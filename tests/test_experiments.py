@@ -3,7 +3,7 @@
 import pytest
 from conftest import edit, git, run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_experiments_run_the_copys_code(checkout):

@@ -19,7 +19,7 @@ from prodml.bundle.bundle import open_bundle
 from prodml.core.runner import stage_notebook
 from prodml.core.trial import run_trial
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,6 @@ def test_its_bundle_answers_and_a_changed_one_is_refused(second_table, tmp_path)
         open_bundle(copy, unsigned=True, rejected=True)
 
 
-@pytest.mark.long
 def test_notebooks_run_by_hand_give_the_same_artifacts(second_table):
     """Each stage's notebook in a Jupyter kernel, top to bottom, in the pipeline's order."""
     stages = [name for name in yaml.safe_load((second_table / "dvc.lock").read_text())["stages"] if name != "export"]
