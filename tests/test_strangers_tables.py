@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from test_bad_files import ingested
 
 from prodml.bundle.contract import RowChecker, read_value
 from prodml.core.errors import InputError
@@ -31,12 +32,7 @@ NOW = datetime(2024, 6, 1)
 
 def took(folder: Path, content: bytes | str | pa.Table, name: str = "t.csv", nulls: list[str] = NULLS, **table) -> tuple[pa.Table, dict[str, dict]]:
     """The rows that come out of one raw file, and what the report says of each column."""
-    path = folder / name
-    if isinstance(content, pa.Table):
-        pq.write_table(content, path)
-    else:
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    ingest(folder, {"t": {"file": name, **table}}, folder / "out", nulls, "t", 1.0)
+    ingested(folder, content, name, nulls, **table)
     return pq.read_table(folder / "out" / "t.parquet"), {column["column"]: column for column in read_json(folder / "out" / "columns.json")["t"]}
 
 
