@@ -143,7 +143,7 @@ def test_rejected_rows_are_written_with_every_reason(tmp_path):
     rejected = pq.read_table(tmp_path / "out" / "rejected" / "rows.parquet").to_pandas()
     raw = people().to_pandas()
     assert rejected[rejected.table == "people"].source_row.tolist() == raw[(raw.age > 78) | raw.heat.isna()].source_row.tolist()
-    assert rejected[rejected.table == "towns"].source_row.tolist() == [2] and rejected.iloc[-1].reasons == "one town: town is Ulm"
+    assert rejected[rejected.table == "towns"].source_row.tolist() == [2] and rejected.iloc[-1].reasons == "one town: town is 'Ulm'"
     twice = rejected[rejected.rules == "not old; with heat"]
     assert len(twice) and all("heat is missing" in reasons and "not old: age is " in reasons for reasons in twice.reasons)
     assert [item["rows"] for item in report["rules"]] == [int((raw.age > 78).sum()), int(raw.heat.isna().sum()), 1]

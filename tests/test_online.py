@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT
-from test_future import with_another_future
 
 from prodml.bundle.bundle import open_bundle, write_manifest
 from prodml.bundle.contract import RowChecker, row_contract
@@ -33,6 +32,7 @@ from prodml.core.errors import InputError
 from prodml.core.files import read_json, write_json
 from prodml.data.clean import clean
 from prodml.data.features import make_features
+from prodml.data.flights import with_clocks
 from prodml.data.ingest import ingest
 from prodml.data.materialise import Horizon, compute_ahead, materialise, open_documents, refresh, run_materialise
 from prodml.data.partitions import declared_feeds, receive
@@ -120,6 +120,10 @@ def minutes(moment: datetime.datetime) -> int:
     return int((moment - datetime.datetime(1970, 1, 1)).total_seconds() // 60)
 
 
+def minutes_since_1970(column: pd.Series) -> pd.Series:
+    return (column - pd.Timestamp(0)) // pd.Timedelta(minutes=1)
+
+
 class Client:
     """A connection to the server."""
 
@@ -139,6 +143,27 @@ class Client:
     def degraded(self) -> dict[str, float]:
         """How often the server counted each group as missing."""
         return {name: float(value) for name, value in re.findall(r'prodml_degraded_total\{column="([^"]+)"\} (\S+)', self.ask("/metrics").decode())}
+
+
+def with_another_future(tables: dict[str, pd.DataFrame], options: dict, now: int) -> dict[str, pd.DataFrame]:
+    """The cleaned tables with every delay, cancellation and measurement changed that becomes known after the minute `now`."""
+    draw = np.random.default_rng(now)
+    timed = with_clocks(ibis.memtable(tables["flights"]), ibis.memtable(tables["airports"]), options["utc_offsets"], options["lead_minutes"])
+    flights = tables["flights"].set_index("source_row").sort_index()
+    times = timed.select("key", "sched_dep", "dep_at", "sched_arr", "arr_at").to_pandas().set_index("key").sort_index()
+    left_later, landed_later = ~(np.maximum(times.dep_at, times.sched_dep) <= now), ~(times.arr_at <= now)
+    # Whatever happens instead must become known after `now` too.
+    delays = np.maximum(now + 1 - times.sched_dep, -30) + draw.integers(0, 400, len(flights))
+    cancelled = draw.random(len(flights)) < 0.3
+    flights.loc[left_later, "dep_delay"] = np.where(cancelled, np.nan, delays)[left_later]
+    arrival = now + 1 + draw.integers(0, 500, len(flights)) - times.sched_arr
+    flights.loc[landed_later, "arr_delay"] = np.where(cancelled & left_later, np.nan, arrival)[landed_later]
+    flights.loc[landed_later, "dep_time"] = 1234
+    weather = tables["weather"].copy()
+    later = minutes_since_1970(weather["time_hour"]) + options["weather_delay_minutes"] > now
+    measured = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
+    weather.loc[later, measured] = draw.integers(0, 99, (int(later.sum()), len(measured)))
+    return {**tables, "flights": flights.reset_index(), "weather": weather}
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +192,7 @@ def replayed(project, frames, documents, bundle, url, client, tmp_path_factory):
     folder, data = project
     source, check = feature_source(bundle, OnlineSettings(url=url, check_s=0.0)), RowChecker(bundle.contract["row"])
     flights = frames["flights"]
-    due = (flights.time_hour - pd.Timestamp(0)) // pd.Timedelta(minutes=1) + flights.minute - data["features"]["options"]["lead_minutes"]
+    due = minutes_since_1970(flights.time_hour) + flights.minute - data["features"]["options"]["lead_minutes"]
     answers, before = {}, ROUNDS[0] - datetime.timedelta(hours=HORIZON.behind_hours)
     for now in ROUNDS:
         tables = with_another_future(frames, data["features"]["options"], minutes(now))

@@ -168,19 +168,13 @@ class Explainer:
         codes: np.ndarray, # int64 [N, c]
     ) -> Explanation:
         "The shares of the columns in each row."
-        logits = self._logits(numbers, codes) if len(numbers) else np.empty(0)
-        shares, errors = np.zeros((2, len(numbers), self.columns))
-        playing = self.differing(numbers, codes)
-        players = playing.sum(axis=1)
-        for count in np.unique(players[players > 0]):
-            design = self._design(int(count))
-            rows = np.flatnonzero(players == count)
-            step = max(1, self.BATCH // max(1, 2 * len(design.half)))
-            for start in range(0, len(rows), step):
-                some = rows[start : start + step]
-                found = self._shares(design, numbers[some], codes[some], logits[some] - self.base, playing[some])
-                for whole, part in zip((shares, errors), found):
-                    whole[np.repeat(some, count), np.nonzero(playing[some])[1]] = part.ravel()
+        logits, (shares, errors) = np.empty(len(numbers)), np.zeros((2, len(numbers), self.columns))
+        # One row at a time: sums over several rows may round otherwise, and a row must get the same bits in any company.
+        for row, plays in enumerate(self.differing(numbers, codes)):
+            logits[row] = self._logits(numbers[row : row + 1], codes[row : row + 1])[0]
+            if plays.any():
+                total = logits[row] - self.base
+                shares[row, plays], errors[row, plays] = self._shares(numbers[row], codes[row], total, plays)
         return Explanation(self.base, logits, shares, errors)
 
     def differing(
@@ -195,22 +189,28 @@ class Explainer:
         np.logical_or.at(playing.T, self.owner, differs.T)
         return playing
 
-    def _shares(self, design: Design, numbers: np.ndarray, codes: np.ndarray, total: np.ndarray, playing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        "Shares and standard errors of R rows with k players each, [R, k]."
-        odd = self._odd(design.half, numbers, codes, playing)
-        shares = design.projection @ odd + np.outer(design.rest, total)
+    def _shares(
+        self, numbers: np.ndarray, codes: np.ndarray, total: float, plays: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        "Shares and standard errors of the k players of one row, [k]."
+        design = self._design(int(plays.sum()))
+        odd = self._odd(design.half, numbers, codes, plays)
+        shares = design.projection @ odd + design.rest * total
         residuals = odd - (design.half - 0.5) @ shares
-        return shares.T, np.sqrt(design.spread @ residuals.astype(np.float32) ** 2).T
+        return shares, np.sqrt(design.spread @ residuals.astype(np.float32) ** 2)
 
-    def _odd(self, half: np.ndarray, numbers: np.ndarray, codes: np.ndarray, playing: np.ndarray) -> np.ndarray:
-        "Half of what each coalition is worth above its complement in each row, [P, R]."
+    def _odd(self, half: np.ndarray, numbers: np.ndarray, codes: np.ndarray, plays: np.ndarray) -> np.ndarray:
+        "Half of what each coalition is worth above its complement in one row, [P]."
         # A column that does not play may be in or out: its values are the same.
-        seat = np.where(playing, np.cumsum(playing, axis=1) - 1, 0)[:, self.owner]
-        count, found = numbers.shape[1], np.empty((len(half), len(numbers)))
+        seat = np.where(plays, np.cumsum(plays) - 1, 0)[self.owner]
+        count, found = len(numbers), np.empty(len(half))
         for start in range(0, len(half), self.BATCH // 2):
             some = half[start : start + self.BATCH // 2]
-            mixed = _mixed(some, seat[:, :count], numbers, self.baseline.numbers), _mixed(some, seat[:, count:], codes, self.baseline.codes)
-            worth = self._logits(*(part.reshape(2 * len(some) * len(numbers), part.shape[-1]) for part in mixed)).reshape(2, len(some), len(numbers))
+            mixed = (
+                _mixed(some, seat[:count], numbers, self.baseline.numbers),
+                _mixed(some, seat[count:], codes, self.baseline.codes),
+            )
+            worth = self._logits(*(part.reshape(2 * len(some), part.shape[-1]) for part in mixed)).reshape(2, len(some))
             found[start : start + len(some)] = (worth[0] - worth[1]) / 2
         return found
 
@@ -224,7 +224,7 @@ class Explainer:
 
 
 def _mixed(half: np.ndarray, seat: np.ndarray, own: np.ndarray, other: np.ndarray) -> np.ndarray:
-    "Own values where the seat of an input is in the coalition, else the others'; then the same for the complements, [2, P, R, inputs]."
+    "Own values where the seat of an input is in the coalition, else the others'; then the same for the complements, [2, P, inputs]."
     # On the bits, as integers: a choice by a random mask makes the processor guess, and costs three times as much.
     kind = np.dtype(f"i{own.itemsize}")
     change = np.ascontiguousarray(own).view(kind) ^ other.view(kind)
