@@ -405,6 +405,7 @@ class Parser(argparse.ArgumentParser):
         if wrong:
             names = re.findall(r"[\w-]+", wrong[2])
             message = f"there is no {wrong[1]!r} here. {close_match(wrong[1], names)}There are: {', '.join(names)}"
+        message = message.replace("invalid fromisoformat value", "this is no time, such as 2013-12-31T10:00")
         super().error(message)
 
 

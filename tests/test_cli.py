@@ -41,8 +41,8 @@ def test_outside_a_project_a_command_ends_with_a_sentence(command, tmp_path, mon
 @pytest.mark.parametrize(("override", "sentence"), [
     ("data=2024", "data has no option '2024'"), ("data=true", "has no option 'true'"), ("data=données", "has no option 'données'"),
     ("data=sales (1)", "has no option"), ("model=mlpp", "Is mlp meant"), ("model=nosuch", "The files in conf/model are"),
-    ("train.epochs=abc", "train.epochs is 'abc', which is a str and not a int"), ("train.epochs=1.5", "not a int"), ("train.epoch=3", "Is train.epochs meant"),
-    ("data.null_values=abc", "not a list"), ("nothing", "Write KEY=VALUE"), ("a=[(", "cannot be read"), ("o'x=3", "cannot be read"), ("model=mlp,tabm", "has no option"),
+    ("train.epochs=abc", "train.epochs is 'abc', of type str; it must be of type int"), ("train.epochs=1.5", "of type float"), ("train.epoch=3", "Is train.epochs meant"),
+    ("data.null_values=abc", "it must be of type list"), ("=3", "names no parameter"), ("=", "names no parameter"), ("+=3", "names no parameter"), ("nothing", "Write KEY=VALUE"), ("a=[(", "cannot be read"), ("o'x=3", "cannot be read"), ("model=mlp,tabm", "has no option"),
 ])
 def test_a_wrong_override_is_named(override: str, sentence: str, monkeypatch, capsys) -> None:
     monkeypatch.chdir(ROOT)
@@ -64,6 +64,9 @@ def test_what_is_misspelt_is_answered_with_what_is_close(capsys) -> None:
         with contextlib.suppress(SystemExit), contextlib.chdir(ROOT):
             assert cli.main(words) == 1
         assert sentence in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["data", "feeds", "--now", "abc"])
+    assert "this is no time, such as 2013-12-31T10:00: 'abc'" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         cli.main(["--version"])
     assert end.value.code == 0 and capsys.readouterr().out.startswith("prodml ")

@@ -210,7 +210,7 @@ def refuse_rejected(
 ) -> None:
     "InputError that names the reasons, if there are any."
     if reasons:
-        raise InputError(f"the bundle is rejected and cannot be {action}: {'; '.join(reasons)}", "Make a model that keeps to the gates (conf/trust), or say that you take a rejected one: rejected=True.", file=Path(folder) / GATES)
+        raise InputError(f"the bundle is rejected and cannot be {action}: {'; '.join(reasons)}", "Make a model that keeps to the gates (conf/trust), or say that you take a rejected one: --rejected on the command line, rejected=True in Python.", file=Path(folder) / GATES)
 
 
 def _by_name(columns: Any, names: Sequence[str]) -> dict[str, Any]:

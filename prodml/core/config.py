@@ -164,8 +164,11 @@ def _override(text: str, conf: Path) -> str:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     name, equals, option = text.partition("=")
+    remedy = "Write KEY=VALUE, such as train.epochs=3; quote odd characters: 'key=\"a, b\"'."
+    if not name.strip("+~"):
+        raise InputError(f"the override {text!r} names no parameter", remedy)
     group = conf / name.lstrip("+")
-    if equals and name.strip("+~") and "." not in name and group.is_dir():
+    if equals and "." not in name and group.is_dir():
         options = sorted(path.stem for path in group.glob("*.yaml"))
         option = option.strip("'\"") if len(option) > 1 else option
         if option not in options and option != "null":
@@ -174,7 +177,7 @@ def _override(text: str, conf: Path) -> str:
     try:
         OverridesParser.create().parse_override(text)
     except Exception as error:  # its lexer raises exceptions of its own
-        raise InputError(f"the override {text!r} cannot be read", "Write KEY=VALUE, such as train.epochs=3; quote odd characters: 'key=\"a, b\"'.") from error
+        raise InputError(f"the override {text!r} cannot be read", remedy) from error
     return text
 
 
@@ -358,7 +361,7 @@ def _typed(name: str, value: Any, kind: Any, remedy: str) -> Any:
     if type(value) is int and (outer is float or isinstance(kind, UnionType) and float in get_args(kind)):
         return float(value)
     if isinstance(kind, UnionType) or type(value) is not outer:
-        raise InputError(f"the parameter {name} is {value!r}, which is a {type(value).__name__} and not a {_written(kind)}", remedy)
+        raise InputError(f"the parameter {name} is {value!r}, of type {type(value).__name__}; it must be of type {_written(kind)}", remedy)
     if outer is list and inner:
         return [_typed(f"{name}[{place}]", item, inner[0], remedy) for place, item in enumerate(value)]
     if outer is dict and inner:

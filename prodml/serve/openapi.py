@@ -10,11 +10,12 @@ __all__ = ['PROBLEMS', 'ALWAYS', 'PROBLEM_SCHEMA', 'column_schema', 'row_schemas
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..bundle.contract import TIME_PATTERN, plain_pattern
+from ..bundle.contract import FLOAT32_MAX, TIME_PATTERN, plain_pattern
 
 # %% ../../nbs/4_serve/04_openapi.ipynb #a394c77c
 _TYPES: dict[str, dict[str, Any]] = {
-    "int": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, "float": {"type": "number"}, "text": {"type": "string"},
+    "int": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, "text": {"type": "string"},
+    "float": {"type": "number", "minimum": -FLOAT32_MAX, "maximum": FLOAT32_MAX},
     "time": {"type": "string", "pattern": f"^{TIME_PATTERN}$", "description": "UTC", "examples": ["2013-01-01T10:00:00Z"]},
 }
 _ANY = ["string", "number", "boolean", "null"]
