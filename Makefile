@@ -49,7 +49,7 @@ run: data ## the main job: dvc repro on the full data, then the table of results
 
 test: env ## the tests, two files at a time (CI=true adds the slow ones)
 	@prodml data fetch
-	@$(PYTEST) -m $(if $(CI),"not long","not slow and not long")
+	@$(PYTEST) $(if $(CI),--durations=40 -m "not long",-m "not slow and not long")
 
 test-all: env ## all tests, the longest too, which CI leaves out
 	@prodml data fetch

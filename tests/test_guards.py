@@ -133,3 +133,15 @@ def test_good_rows_are_answered_in_every_form(bundle, served):
     assert [(one.rule, one.row) for one in bundle.check(columns)] == [("carrier is known to us", 2)]
     prepared = prepare_rows(served, [row | {"more": 1} for row in rows], False, 0)
     assert np.array_equal(served.predict(prepared.numbers, prepared.codes), expected)
+
+
+def test_a_row_is_explained_with_the_same_bits_in_any_company(small_bundle):
+    """Or an explanation that was recorded could not be had again."""
+    bundle, draw = open_bundle(small_bundle, unsigned=True), np.random.default_rng(0)
+    numbers = draw.normal(size=(64, len(bundle.encoding["numeric"]))).astype(np.float32)
+    codes = draw.integers(0, 3, (64, len(bundle.encoding["categorical"])))
+    together = bundle.explainer(numbers, codes)
+    for row in range(64):
+        alone = bundle.explainer(numbers[row : row + 1], codes[row : row + 1])
+        assert alone.shares.tobytes() == together.shares[row].tobytes() and alone.logits[0] == together.logits[row]
+        assert alone.errors.tobytes() == together.errors[row].tobytes()
