@@ -82,6 +82,7 @@ def test_numbers_in_another_hand(tmp_path, hand):
 
 
 DATES = {
+    "20210524T131500Z": datetime(2021, 5, 24, 13, 15), "20210524T1315": datetime(2021, 5, 24, 13, 15),
     "24-May-2021": datetime(2021, 5, 24), "24 May 2021": datetime(2021, 5, 24), "May 24, 2021": datetime(2021, 5, 24), "September 24, 2021": datetime(2021, 9, 24), "24/05/2021": datetime(2021, 5, 24), "05/24/2021": datetime(2021, 5, 24),
     "24.05.2021": datetime(2021, 5, 24), "5/24/21": datetime(2021, 5, 24), "2021/05/24": datetime(2021, 5, 24), "24.05.2021 15:03": datetime(2021, 5, 24, 15, 3), "05/24/2021 03:15 PM": datetime(2021, 5, 24, 15, 15), "2021-05": datetime(2021, 5, 1),
     "2021-5-24": datetime(2021, 5, 24), "Mon, 24 May 2021": datetime(2021, 5, 24), "24MAY2021": datetime(2021, 5, 24), "May 2021": datetime(2021, 5, 1), "24/May/2021:15:03:11": datetime(2021, 5, 24, 15, 3, 11),

@@ -278,9 +278,10 @@ _DATES = (
     "%Y-%m-%d", "%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y.%m.%d", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y", "%d-%m-%y", "%m-%d-%y",
     "%d-%b-%Y", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y", "%d-%b-%y", "%d %b %y", "%d%b%Y", "%d%b%y", "%d/%b/%Y", "%d. %B %Y", "%d-%B-%Y", "%Y-%b-%d", "%a, %d %b %Y",
     "%a %d %b %Y", "%a %b %d %Y", "%A, %B %d, %Y", "%A, %d %B %Y", "%Y-%m", "%Y/%m", "%m/%Y", "%m-%Y", "%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%Y %b", "%y-%b", "%a %b %d %H:%M:%S %Y",
+    "%Y%m%dT%H%M%S", "%Y%m%dT%H%M%SZ", "%Y%m%dT%H%M", "%Y%m%dT%H%MZ",
 )
 _CLOCK_PARTS = ("", " %H:%M", " %H:%M:%S", "T%H:%M:%S", " %I:%M %p", " %I:%M:%S %p", ", %I:%M %p", ", %I:%M:%S %p", ", %H:%M", " %I:%M%p", " %H:%M:%S UTC", " %H:%M:%S GMT", " %H.%M", ":%H:%M:%S", " %H:%M:%S.%f", " %H:%M:%S,%f", "T%H:%M:%S,%f")
-_DATELIKE = re.compile(r"(?i)(?=(.*\d){3}).*(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|\d[-/. ]\d)")
+_DATELIKE = re.compile(r"(?i)(?=(.*\d){3}).*(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|\d[-/. ]\d|\d{8}t\d{4})")
 
 
 def _date_hands(looks: Looks) -> Iterator[Proposal]:
