@@ -290,7 +290,9 @@ def _date_hands(looks: Looks) -> Iterator[Proposal]:
     if 2 * len(texts) < len(looks.others) - _MISSING_WORDS or not texts:
         return
     sample, whole = pa.array(texts[:20], pa.string()), pa.array(texts, pa.string())
-    forms = [form for form in (date + clock for date in _DATES for clock in _CLOCK_PARTS) if formatted_times(sample, (form,)).null_count < len(sample)]
+    signs = {_signs(text) for text in texts[:20]}
+    forms = [date + clock for date in _DATES for clock in _CLOCK_PARTS if _signs(re.sub("%.", "", date + clock)) in signs]
+    forms = [form for form in forms if formatted_times(sample, (form,)).null_count < len(sample)]
     read = {form: np.asarray(pc.is_valid(formatted_times(whole, (form,)))) for form in forms}
     chosen = _cover(read, len(texts))
     if not chosen:
@@ -301,6 +303,11 @@ def _date_hands(looks: Looks) -> Iterator[Proposal]:
         hand = replace(looks.reading, kind="time", time_format=(*iso, first, *chosen[1:]))
         doubt = " (no day above 12 tells day from month)" if rivals else ""
         yield _tried(looks, hand, f"times of the form {' or '.join((first, *chosen[1:]))}{doubt}")
+
+
+def _signs(text: str) -> tuple[str, ...]:
+    "The punctuation of a text; a format reads no text that has another."
+    return tuple(re.findall(r"[^\w\s]", text))
 
 
 def _cover(read: dict[str, np.ndarray], rows: int) -> list[str]:
