@@ -86,7 +86,8 @@ def strongest_columns(
     lines = []
     for name in names:
         found = {rule: held_out_rates(codes, labels, folds) for rule, codes in column_codes(table[name]).items()}
-        saved = {rule: 1 - log_loss(labels, np.clip(rates, 0, 1)) / base for rule, rates in found.items()}
+        # Rounded, so that what is equal but for the order of a processor's sums is a tie, and a tie goes by name.
+        saved = {rule: round(1 - log_loss(labels, np.clip(rates, 0, 1)) / base, 9) for rule, rates in found.items()}
         if saved:
             rule = max(saved, key=saved.get)
             lines.append({"column": name, "rule": rule, "roc_auc": roc_auc(labels, np.clip(found[rule], 0, 1)), "explains": saved[rule]})
