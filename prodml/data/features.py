@@ -368,31 +368,33 @@ def fit_encoding(
     target: dict[str, Any], # the target of conf/data
     min_rows: int, # a category's value seen less often counts as unknown
 ) -> dict[str, Any]:
-    "{target, numeric: [{name, mean, std, missing}], categorical: [{name, vocabulary}]}; numbers are in the column's own unit. One column is read at a time."
+    "{target, numeric: [{name, mean, std, missing}], categorical: [{name, vocabulary}]}; numbers are in the column's own unit."
     numeric, categorical = [], []
-    file = pq.ParquetFile(train)
-    for name in progress(names, desc="encoding"):
-        if pa.types.is_floating(file.schema_arrow.field(name).type):
-            numeric.append({"name": name, **_moments(file, name)})
+    for name, column in progress(_whole_columns(pq.ParquetFile(train), names), desc="encoding", total=len(names)):
+        if pa.types.is_floating(column.type):
+            numeric.append({"name": name, **_moments(column, name)})
         else:
-            counts: dict[str, int] = {}
-            for column in _columns(file, name):
-                for item in pc.value_counts(column).to_pylist():
-                    counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
+            counts = {item["values"]: item["counts"] for item in pc.value_counts(column.drop_null()).to_pylist()}
             categorical.append({"name": name, "vocabulary": sorted(value for value, count in counts.items() if count >= min_rows)})
     return {"target": target, "numeric": numeric, "categorical": categorical}
 
 
-def _columns(file: pq.ParquetFile, name: str) -> Iterator[pa.ChunkedArray]:
-    "The values of a column that are there, group by group."
-    return (file.read_row_group(group, columns=[name])[name].drop_null() for group in range(file.num_row_groups))
+_CELLS = 2_000_000 # read at once, unless one column has more
 
 
-def _moments(file: pq.ParquetFile, name: str) -> dict[str, Any]:
+def _whole_columns(file: pq.ParquetFile, names: list[str]) -> Iterator[tuple[str, pa.ChunkedArray]]:
+    "Each column with its name. Short ones are read many at once, since each read costs as much as the file has columns."
+    at_once = max(1, _CELLS // max(1, file.metadata.num_rows))
+    for start in range(0, len(names), at_once):
+        some = file.read(columns=names[start : start + at_once])
+        yield from ((name, some[name]) for name in names[start : start + at_once])
+
+
+def _moments(column: pa.ChunkedArray, name: str) -> dict[str, Any]:
     "Mean and standard deviation as numpy computes them, in two passes."
     def values() -> Iterator[np.ndarray]:
-        return (column.to_numpy().astype(np.float64) for column in _columns(file, name))
-    count = sum(map(len, _columns(file, name)))
+        return (chunk.drop_null().to_numpy().astype(np.float64) for chunk in column.chunks)
+    count = len(column) - column.null_count
     if not count: # a person declared it a number: it goes through as missing everywhere, and its later values as they are
         return {"mean": 0.0, "std": 1.0, "missing": True}
     mean = pairwise_sum(taken_from(values()), count) / count
@@ -401,7 +403,7 @@ def _moments(file: pq.ParquetFile, name: str) -> dict[str, Any]:
     spread = math.sqrt(pairwise_sum(taken_from((piece - mean) ** 2 for piece in values()), count) / count)
     if not math.isfinite(spread):
         raise InputError(_TOO_LARGE[0], _TOO_LARGE[1], column=name)
-    return {"mean": mean, "std": spread or 1.0, "missing": count < file.metadata.num_rows}
+    return {"mean": mean, "std": spread or 1.0, "missing": count < len(column)}
 
 
 _TOO_LARGE = ("its values are too large for the numbers of a network (float32 ends at 3.4e38)", "Scale the column, blank what is impossible by a repair, or drop it (features.kinds in conf/data).")
@@ -409,7 +411,7 @@ _TOO_LARGE = ("its values are too large for the numbers of a network (float32 en
 # %% ../../nbs/1_data/10_features.ipynb #5d0be3c2
 def group_notes(
     file: pq.ParquetFile, # all labelled rows
-    names: Iterable[str], # the columns to look at
+    names: list[str], # the columns to look at
     label: np.ndarray, # 0 or 1 for each row
     split: Mapping[str, Any], # split of conf/data
     renamed: Mapping[str, str] = {}, # columns of the main table whose feature has another name
@@ -418,7 +420,7 @@ def group_notes(
     if split["by"] != "random" or split.get("column"):
         return []
     columns = {feature: column for column, feature in renamed.items()}
-    found = [columns.get(name, name) for name in names if _is_group(file.read(columns=[name])[name], label)]
+    found = [columns.get(name, name) for name, values in _whole_columns(file, names) if _is_group(values, label)]
     return [f"{name}: its values repeat and the label hardly differs within one. If they name persons or things, keep their rows together: split: {{by: random, column: {name}, ...}}" for name in found]
 
 
