@@ -114,3 +114,12 @@ def test_a_file_is_read_a_few_times_however_many_columns_it_has(tmp_path, monkey
     draw = np.random.default_rng(1)
     report, _ = made(tmp_path, {f"c{n}": draw.normal(size=600) for n in range(150)})
     assert len(report["kinds"]) == 151 and len(reads) < 20
+
+
+def test_a_number_whose_name_only_ends_in_id_is_kept(tmp_path):
+    assert made(tmp_path, {"paid": np.random.default_rng(1).permutation(10_000)[:600]})[0]["kinds"]["paid"][0] == "number"
+
+
+def test_a_role_of_no_column_is_refused(tmp_path):
+    with pytest.raises(InputError, match="roles of conf/data, column twon.*'town'"):
+        made(tmp_path, {"town": list("abc") * 200}, roles={"twon": "calendar"})
