@@ -215,7 +215,7 @@ def receive_files(given: argparse.Namespace) -> int:
 
     feed = feed_named(given.feed)[0]
     verdicts = [receive(feed, path, utc(given.now)) for path in given.files]
-    print(aligned([["file", "verdict", "new rows", "known rows"], *([v.file, v.verdict, f"{v.rows_new:,}", f"{v.rows_known:,}"] for v in verdicts)]))
+    print(aligned([["file", "verdict", "new rows", "filled rows", "known rows"], *([v.file, v.verdict, f"{v.rows_new:,}", f"{v.rows_filled:,}", f"{v.rows_known:,}"] for v in verdicts)]))
     refused = [verdict for verdict in verdicts if verdict.verdict == "quarantined"]
     for verdict in refused:
         print(f"\n{verdict.file} is in {feed.folder / 'quarantine'}: {verdict.reason}", file=sys.stderr)

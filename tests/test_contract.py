@@ -17,8 +17,9 @@ from pandera.errors import SchemaErrors
 
 from prodml.bundle.contract import OPERATORS, RowChecker, check_rule, row_contract
 from prodml.core.errors import InputError
+from prodml.data.clean import CELL_REPAIRS, apply_repairs
 from prodml.data.contract import breaks, check_rules, pandera_schema, type_breaks
-from prodml.data.validate import count_breaks, split_rejected
+from prodml.data.validate import count_breaks, missing_by_month, split_rejected
 
 # Two columns of each type, so that any two can be compared; `whole` holds floats where the contract says int.
 TYPES = {"i": "int", "j": "int", "f": "float", "g": "float", "s": "text", "t": "text", "at": "time", "by": "time"}
@@ -199,3 +200,29 @@ def test_rules_on_many_columns_and_values(tmp_path):
     assert [(line["name"], line["rows"], line["first_rows"]) for line in found] == [("known", 1, [3]), ("listed", 1, [1]), *((name, 1, [1]) for name in names[:60])]
     kept, rejected = split_rejected(rules, tables, found)
     assert kept["t"].source_row.to_pyarrow().to_pylist() == [2]
+
+
+def named_like_ours():
+    """A table whose columns have the names that work columns of a stage might have."""
+    at = [datetime.datetime(2013, month, 1) for month in (1, 1, 2)]
+    columns = {"at": at, "month": [1.0, 1, 2], "month_": ["a", None, "b"], "share_0": [None, None, 5.0], "broken_0": ["x", "y", "z"], "local_": [7, 8, 9], "nth_": [1, 2, 3], "holes_": [9, 1, 1]}
+    return pa.table({"source_row": [1, 2, 3], **columns})
+
+
+def test_a_column_may_have_the_name_of_a_work_column(tmp_path):
+    tables = {"t": ibis.memtable(named_like_ours())}
+    assert missing_by_month(tables["t"]) == {"2013-01": {**dict.fromkeys(tables["t"].columns[1:], 0.0), "month_": 0.5, "share_0": 1.0}, "2013-02": dict.fromkeys(tables["t"].columns[1:], 0.0)}
+    rule = {"table": "t", "name": "first", "rule": "range", "columns": ["month"], "max": 1, "severity": "error"}
+    kept, rejected = split_rejected([rule], tables, count_breaks([rule], tables))
+    assert kept["t"].order_by("source_row").to_pyarrow().equals(named_like_ours()[:2])
+    assert json.loads(rejected[0].to_pyarrow()["row"][0].as_py())["broken_0"] == "z"
+    rekey = {"table": "t", "name": "utc", "repair": "rekey", "columns": ["utc"], "local": ["at"], "timezone": "America/New_York"}
+    repaired = CELL_REPAIRS["rekey"](tables["t"], rekey).order_by("source_row").to_pyarrow()
+    assert repaired.drop_columns("utc").equals(named_like_ours())
+
+
+def test_the_most_complete_row_of_a_key_is_found_among_very_many_columns():
+    columns = {f"c{place}": [None if place else 1.0, 2.0] for place in range(1500)}
+    tables = {"t": ibis.memtable(pa.table({"source_row": [1, 2], "key": ["a", "a"], **columns}))}
+    rule = {"table": "t", "name": "one", "repair": "deduplicate", "columns": ["key"], "keep": "most complete"}
+    assert apply_repairs(tables, [rule])["t"].result().source_row.to_pyarrow().to_pylist() == [2]

@@ -12,6 +12,7 @@ from conftest import run
 
 from prodml.core.config import unescaped
 from prodml.core.errors import InputError
+from prodml.data.features import ID_NAME
 from prodml.data.draft import Given, draft, given_name, guess_targets, safe_name, summary, table_facts
 
 ROWS = 400
@@ -214,3 +215,42 @@ def test_the_command_writes_what_the_pipeline_takes(checkout):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     report = json.loads((checkout / "artifacts" / "validate" / "report.json").read_text())
     assert not [rule["name"] for rule in report["rules"] if rule["rows"]], "what was drafted from a table holds in it"
+
+
+def test_whole_numbers_beyond_64_bits_are_drafted_as_text_in_doubt(tmp_path):
+    made, settings = drafted(table(tmp_path, account=[10**22 + 7 * place for place in range(ROWS)]))
+    assert settings["tables"]["table"]["columns"]["account"] == {"type": "text"} and became(made)["account"] == "identifier"
+    assert any("account" in doubt and "64 bits" in doubt for doubt in made.doubts)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("start", [b"", b"a,b\n1,2\n", b"\xff\xfe"])
+def test_bytes_that_are_no_text_are_refused(tmp_path, seed, start):
+    path = tmp_path / "image.csv"
+    path.write_bytes(start + np.random.default_rng(seed).bytes(6000))
+    with pytest.raises(InputError, match="not a text table") as caught:
+        drafted(path)
+    assert caught.value.problem.isprintable() and "cp1252" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8", "cp1252", "shift_jis"])
+def test_text_of_any_encoding_is_no_bytes(tmp_path, encoding):
+    words = {"cp1252": ["Müller", "Ávila"], "shift_jis": ["東京都", "大阪府"]}.get(encoding, ["Łódź", "東京都"])
+    path = table(tmp_path, plan=[words[place % 7 // 3 % 2] for place in range(ROWS)])
+    path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+    assert became(drafted(path, encoding=encoding)[0])["plan"] == "category"
+
+
+def test_no_sign_of_the_draft_is_hidden(tmp_path):
+    """A sign that turns the reading direction, a line end of Unicode, a zero-width space: they come back from YAML and can be seen in the file."""
+    signs = "a\u202eb\u2028c\u200bd\x85e\ufefff"
+    made, settings = drafted(table(tmp_path, plan=[[signs, "plain"][place % 3 % 2] for place in range(ROWS)], **{"n\u202eame": np.arange(ROWS) % 7}))
+    assert all(sign.isprintable() or sign == "\n" for sign in made.text)
+    assert "n\u202eame" in settings["tables"]["table"]["columns"] and any(signs in rule.get("values", []) for rule in settings["rules"])
+
+
+def test_one_pattern_says_what_is_named_like_an_identifier():
+    for name in ("id", "user_id", "userId", "userID", "ID number", "row_no", "rownames", "Unnamed: 0", "serial", "customer key"):
+        assert ID_NAME.search(name), name
+    for name in ("paid", "valid", "grid", "humid", "covid", "keyboard", "identity", "notes"):
+        assert not ID_NAME.search(name), name

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from prodml.core.config import compose
 from prodml.core.errors import InputError
 from prodml.core.files import artifact, write_json
+from prodml.data import drift as drift_module
 from prodml.data.drift import classifier_test, compare_tables, drift_report, drift_within, read_splits, reference_cells, rounded, tally_periods, with_parts
 from prodml.stats import drift
 from prodml.stats.profile import Cells, cells_of, column_drift, drift_lines, profile_document, read_profile, tallied, with_alarms
@@ -140,6 +142,83 @@ def test_a_split_at_random_alarms_no_more_often_than_the_level(n):
         with_floors += any(line["alarms"] for line in with_alarms(lines, 0.05, FLOORS))
         without += any(line["alarms"] for line in with_alarms(lines, 0.05, floorless))
     assert with_floors <= without <= 200 * 0.05 + 3 * np.sqrt(200 * 0.05 * 0.95)
+
+
+def mixed(random: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+    """Rows of one distribution in columns of many kinds: bell-shaped, heavy-tailed, whole, mostly zero, rare, missing, long lists of categories."""
+    weights = 1 / np.arange(1, 61) ** 1.5
+    normal = random.normal(size=n)
+    return {
+        "normal": normal, "close": normal + 0.1 * random.normal(size=n), "cauchy": random.standard_cauchy(n), "lognormal": random.lognormal(0, 2, n), "pareto": random.pareto(1.1, n),
+        "whole": random.poisson(3, n).astype(float), "year": random.integers(1990, 2020, n).astype(float), "zeros": np.where(random.random(n) < 0.95, 0, random.exponential(1, n)),
+        "flag": (random.random(n) < 0.02).astype(float), "holes": np.where(random.random(n) < 0.3, np.nan, random.normal(size=n)), "few holes": np.where(random.random(n) < 0.004, np.nan, random.normal(size=n)),
+        "city": random.choice([f"t{place}" for place in range(60)], n, p=weights / weights.sum()), "pair": random.choice(["a", "b"], n),
+        "many": np.array([f"u{place}" for place in random.integers(0, 400, n)]), "gone": np.where(random.random(n) < 0.1, None, random.choice(["x", "y", "z"], n)),
+    }
+
+
+def split_lines(seed: int, shifted: dict | None = None) -> list[dict]:
+    """The lines of validation and test: 2,500 rows, split 70/15/15 at random, columns of the test rows shifted on request."""
+    random = np.random.default_rng(seed)
+    rows, places = mixed(random, 2500), np.split(random.permutation(2500), [1750, 2125])
+    train, validation, test = ({name: values[place] for name, values in rows.items()} for place in places)
+    test |= {name: change(test[name]) for name, change in (shifted or {}).items()}
+    cells = cells_of(train)
+    old = tallied(cells, train)
+    return [line for name, part in (("validation", validation), ("test", test)) for line in drift_lines(cells, old, tallied(cells, part), [name])]
+
+
+SHIFTS = {
+    "normal": lambda x: x + 0.5, "cauchy": lambda x: x + 2, "lognormal": lambda x: 5 * x, "whole": lambda x: x + 1, "holes": lambda x: np.where(np.arange(len(x)) % 4 == 0, np.nan, x),
+    "city": lambda x: np.where(x == "t0", "t1", x), "gone": lambda x: np.where(x == "x", "new", x),
+}
+
+
+def test_reports_of_a_random_split_alarm_no_more_often_than_the_level_of_conf():
+    """The false discovery rate is the chance of any alarm where nothing drifts: as many reports may alarm as happens once in a thousand at this level, without the help of the floors too."""
+    conf, alarmed = compose([])["drift"], [0, 0]
+    floors = [{check: conf["floors"][check] for check in FLOORS}, dict.fromkeys(FLOORS, 0.0)]
+    for seed in range(120):
+        lines = split_lines(seed)
+        alarmed = [count + any(line["alarms"] for line in with_alarms(lines, conf["level"], given)) for count, given in zip(alarmed, floors)]
+    assert alarmed[0] <= alarmed[1] <= scipy.stats.binom.ppf(0.999, 120, conf["level"])
+
+
+@pytest.mark.parametrize("column", SHIFTS)
+def test_a_shifted_column_of_a_split_alarms_and_no_other(column):
+    conf = compose([])["drift"]
+    for seed in range(3):
+        lines = with_alarms(split_lines(seed, {column: SHIFTS[column]}), conf["level"], {check: conf["floors"][check] for check in FLOORS})
+        assert {(line["period"], line["column"]) for line in lines if line["alarms"]} == {("test", column)}
+
+
+def test_columns_are_looked_at_once_for_all_splits(tmp_path, monkeypatch):
+    """And not again for months that a split at random has not."""
+    calls = {name: [] for name in ("tally_periods", "drift_lines")}
+    for name, made in calls.items():
+        monkeypatch.setattr(f"prodml.data.drift.{name}", lambda *given, made=made, does=getattr(drift_module, name): made.append(1) or does(*given))
+    small_splits(tmp_path, np.zeros)
+    table = read_splits(tmp_path, ["train", "validation", "test"]).mutate(month=ibis.literal(""))
+    multivariate = {"rows": 600, "mmd_rows": 100, "permutations": 9, "classifier": {"rounds": 5, "leaf_share": 0.01, "trees": {}}}
+    found = drift_report(table, "train", {}, {"bins": 20, "max_values": 10, "least_rows": 20}, 0.05, {**FLOORS, "classifier": 0.6}, multivariate, 0)[0]
+    assert [(line["period"], line["column"]) for line in found["splits"]] == [("test", "x"), ("test", "c"), ("validation", "x"), ("validation", "c")] and found["months"] == []
+    assert {name: len(made) for name, made in calls.items()} == {"tally_periods": 1, "drift_lines": 1}
+
+
+@pytest.mark.slow
+def test_the_whole_report_of_a_random_split_does_not_alarm(tmp_path):
+    """With the classifier over all columns, by all settings of conf: one level for the columns, one for each classifier."""
+    conf, alarmed = compose([])["drift"], 0
+    settings = (conf["profile"], conf["level"], conf["floors"], conf["multivariate"], 0)
+    for seed in range(8):
+        random = np.random.default_rng(seed)
+        rows, places = pa.table({**mixed(random, 2500), "block": np.arange(2500), "month": [""] * 2500}), np.split(random.permutation(2500), [1750, 2125])
+        for split, place in zip(("train", "validation", "test"), places):
+            pq.write_table(rows.take(pa.array(place)), tmp_path / f"{split}.parquet")
+        kinds = {name: "categorical" if pa.types.is_string(rows[name].type) else "numeric" for name in mixed(random, 3)}
+        write_json(tmp_path / "encoding.json", {kind: [{"name": name} for name, own in kinds.items() if own == kind] for kind in ("numeric", "categorical")})
+        alarmed += bool(drift_report(read_splits(tmp_path, ["train", "validation", "test"]), "train", {}, *settings)[0]["alarms"])
+    assert alarmed <= scipy.stats.binom.ppf(0.999, 8, 3 * conf["level"])
 
 
 def test_a_large_table_does_not_alarm_on_nothing():

@@ -104,3 +104,22 @@ def test_alike_samples_raise_few_alarms_and_a_shift_raises_one():
     assert alarms <= 3
     moved = {**two, "0": two["0"] + 1000.0}
     assert [alarm["check"] for alarm in with_alarms(drift_lines(cells, tallied(cells, one), tallied(cells, moved), ["test"]), 0.01, floors)[0]["alarms"]] == ["distribution", "unlisted"]
+
+
+def test_a_file_is_read_a_few_times_however_many_columns_it_has(tmp_path, monkeypatch):
+    """Each read of a Parquet file costs as much as the file has columns: one for each column grows with the square."""
+    reads, original = [], {name: getattr(pq.ParquetFile, name) for name in ("read", "read_row_group")}
+    for name, method in original.items():
+        monkeypatch.setattr(pq.ParquetFile, name, lambda *given, method=method, **more: reads.append(1) or method(*given, **more))
+    draw = np.random.default_rng(1)
+    report, _ = made(tmp_path, {f"c{n}": draw.normal(size=600) for n in range(150)})
+    assert len(report["kinds"]) == 151 and len(reads) < 20
+
+
+def test_a_number_whose_name_only_ends_in_id_is_kept(tmp_path):
+    assert made(tmp_path, {"paid": np.random.default_rng(1).permutation(10_000)[:600]})[0]["kinds"]["paid"][0] == "number"
+
+
+def test_a_role_of_no_column_is_refused(tmp_path):
+    with pytest.raises(InputError, match="roles of conf/data, column twon.*'town'"):
+        made(tmp_path, {"town": list("abc") * 200}, roles={"twon": "calendar"})

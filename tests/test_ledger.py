@@ -17,6 +17,7 @@ from prodml.core.errors import InputError
 from prodml.core.files import sha256_of_folder
 from prodml.data.clean import CELL_REPAIRS, clean
 from prodml.data.ingest import ingest
+from prodml.data.trace import find_row
 from prodml.data.validate import count_breaks, read_tables, validate
 
 
@@ -150,3 +151,12 @@ def test_rejected_rows_are_written_with_every_reason(tmp_path):
     with pytest.raises(InputError, match="'with heat'"):
         validate(tmp_path / "in", tmp_path / "out2", tmp_path / "aside", [rules[0], {**rules[1], "max_rejected_fraction": 0.0}], "people", {"column": "age", "at_least": 40})
     assert pq.read_metadata(tmp_path / "aside" / "rejected.parquet").num_rows == len(rejected) - 1 and not (tmp_path / "out2").exists()
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "99999999", str(10**30)])
+def test_a_row_number_that_is_not_there_is_answered_with_those_that_are(number):
+    table = ibis.memtable(pa.table({"source_row": [1, 2, 4], "wind": [1.0, 2.0, 3.0]}))
+    with pytest.raises(InputError, match=f"there is no row {number} in weather: rows go from 1 to 4"):
+        find_row(table, "weather", [number])
+    with pytest.raises(InputError, match="no row with source_row=3"):
+        find_row(table, "weather", ["3"])

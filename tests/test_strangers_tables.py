@@ -1,5 +1,6 @@
 """Tables as strangers bring them: no column vanishes without a word, and what is in doubt is asked with an answer that can be copied."""
 
+import argparse
 import gzip
 import io
 import json
@@ -16,6 +17,7 @@ import yaml
 from test_bad_files import ingested
 
 from prodml.bundle.contract import RowChecker, read_value
+from prodml.cli import main, receive_files
 from prodml.core.errors import InputError
 from prodml.core.files import read_json
 from prodml.data.clean import clean
@@ -403,3 +405,27 @@ def test_the_report_names_every_column(tmp_path):
         "a": ("int", "all values are whole numbers"), "b": ("text", "the values are text"), "c": ("text", "whole numbers with leading zeros are codes"), "d": ("text", "no row has a value"),
     }
     assert json.loads((tmp_path / "out" / "types.json").read_text())["t"] == {"a": "int", "b": "text", "c": "text", "d": "text"}
+
+
+def test_receive_prints_the_rows_that_were_filled_late(tmp_path, monkeypatch, capsys):
+    feed, ids, at = feed_of(tmp_path, SALES), [1, 2], ["2024-01-10T20:24:00"] * 2
+    monkeypatch.setattr("prodml.cli.feed_named", lambda name: [feed])
+    files = [sent(tmp_path, name, id=ids, at=at, amount=[8.5, 9.5], churned=churned) for name, churned in (("a.csv", [None, None]), ("b.csv", ["yes", None]))]
+    assert receive_files(argparse.Namespace(feed="sales", files=files, now=NOW)) == 0
+    head, _, filled = (line.split("  ") for line in capsys.readouterr().out.strip().splitlines())
+    assert dict(zip([*filter(None, map(str.strip, head))], [*filter(None, map(str.strip, filled))])) == {"file": "b.csv", "verdict": "merged", "new rows": "0", "filled rows": "1", "known rows": "1"}
+
+
+@pytest.mark.parametrize(("cell", "declared", "learned"), [
+    ("1,5", {"type": "float", "decimal": ","}, 1.5), ("1 234", {"type": "float", "thousands": " "}, 1234.0), ("45 km", {"type": "float", "units": {"km": 1000}}, 45_000.0),
+    ("(12)", {"type": "int", "negative": "parentheses"}, -12), ("1:30", {"type": "int", "clock": "minutes"}, 90), ("24/05/2021", {"type": "time", "time_format": "%d/%m/%Y"}, datetime(2021, 5, 24)),
+])
+def test_a_cell_in_the_notation_of_the_raw_file_is_refused_and_not_misread(tmp_path, capsys, cell, declared, learned):
+    """Scoring and serving read plain numbers and ISO times alone, and the help says so."""
+    assert took(tmp_path, csv(n=[cell] * 2, w=["x", "y"]), columns={"n": declared})[0]["n"].to_pylist() == [learned] * 2
+    check, numbers = RowChecker({"types": {"n": declared["type"]}, "rules": []}), {"n"} - {"n" if declared["type"] == "time" else ""}
+    for values in (read_csv(f'n\n"{cell}"\n'.encode(), numbers).columns["n"], _as_numbers(pa.chunked_array([[cell]]))):
+        assert check({"n": values}), values
+    with pytest.raises(SystemExit):
+        main(["score", "--help"])
+    assert "no decimal comma, thousands separator or unit" in " ".join(capsys.readouterr().out.split())

@@ -86,7 +86,12 @@ def yaml_value(
     text = yaml.dump(
         escaped(_plain(value)), Dumper=_QuotedDumper, default_flow_style=not block, sort_keys=False, allow_unicode=True, width=math.inf,
     )
-    return text.removesuffix("\n...\n").removesuffix("\n")
+    return _visible(text.removesuffix("\n...\n").removesuffix("\n"))
+
+
+def _visible(text: str) -> str:
+    "YAML whose signs can all be seen: every text that is not a plain word stands in double quotes, where YAML knows escapes. U+202E, say, would turn round what a person reads."
+    return "".join(sign if sign.isprintable() or sign == "\n" else f"\\U{ord(sign):08x}" for sign in text)
 
 
 def _plain(value: Any) -> Any:

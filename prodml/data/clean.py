@@ -8,6 +8,7 @@ __all__ = ['CELL_REPAIRS', 'ROW_REPAIRS', 'LEDGER', 'clock_changes', 'removal_re
 
 # %% ../../nbs/1_data/05_clean.ipynb #3bc5eb3b
 import datetime
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,13 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from ibis.util import gen_name
 
 from ..bundle.contract import ROW_KINDS, check_rule
 from ..core.config import configured
 from ..core.errors import InputError
 from ..core.files import artifact, write_json, written_folder
-from .contract import breaks, kind_of, present, repeats
+from .contract import breaks, joined, kind_of, present, repeats
 from .ingest import require_columns, write_batches
 from .outliers import bounded
 from .text_repairs import TEXT_REPAIRS
@@ -97,24 +99,24 @@ def _reading(table: ir.Table, local: list[str]) -> ir.IntegerColumn:
 
 
 def _rekey(table: ir.Table, rule: Mapping[str, Any]) -> ir.Table:
-    read = table.mutate(local_=_reading(table, rule["local"]))
-    ends = read.agg(first=read.local_.min(), last=read.local_.max()).to_pyarrow().to_pylist()[0]
+    local, nth = gen_name("local"), gen_name("nth")
+    read = table.mutate(**{local: _reading(table, rule["local"])})
+    ends = read.agg(first=read[local].min(), last=read[local].max()).to_pyarrow().to_pylist()[0]
     if ends["first"] is None:
         raise InputError(f"the repair {rule['name']!r} finds no clock reading", "Look at the columns under `local`.", file=rule["table"], column=", ".join(rule["local"]))
     changes = clock_changes(rule["timezone"], *(_EPOCH + datetime.timedelta(seconds=ends[end]) for end in ("first", "last")))
-    nth = ibis.row_number().over(group_by=[*rule.get("by", []), "local_"], order_by="source_row")
-    read = read.mutate(nth_=nth)
+    read = read.mutate(**{nth: ibis.row_number().over(group_by=[*rule.get("by", []), local], order_by="source_row")})
     starts = [int((moment - _EPOCH).total_seconds()) for moment, _ in changes]
     candidates = []
     for (_, offset), start, stop in zip(changes, starts, [*starts[1:], None]):
-        inside = read.local_ >= start + offset
-        inside = inside if stop is None else inside & (read.local_ < stop + offset)
-        candidates.append(inside.ifelse(read.local_ - offset, ibis.null("int64")))
+        inside = read[local] >= start + offset
+        inside = inside if stop is None else inside & (read[local] < stop + offset)
+        candidates.append(inside.ifelse(read[local] - offset, ibis.null("int64")))
     once, again = ibis.coalesce(*candidates), ibis.coalesce(*reversed(candidates))
     # A reading that means one moment means it in every row that has it, repeated or not.
-    moment = ibis.cases((once == again, once), (read.nth_ == 0, once), (read.nth_ == 1, again), else_=ibis.null("int64"))
+    moment = ibis.cases((once == again, once), (read[nth] == 0, once), (read[nth] == 1, again), else_=ibis.null("int64"))
     (name,) = rule["columns"]
-    return read.mutate(**{name: moment.as_timestamp("s").cast("timestamp(6)")}).drop("local_", "nth_")
+    return read.mutate(**{name: moment.as_timestamp("s").cast("timestamp(6)")}).drop(local, nth)
 
 
 _EPOCH = datetime.datetime(1970, 1, 1)
@@ -130,10 +132,10 @@ def _repeated(table: ir.Table, rule: Mapping[str, Any]) -> ir.Column:
     keep = rule.get("keep", "first")
     if keep not in ("first", "last", "most complete"):
         raise InputError(f"the repair {rule['name']!r} keeps {keep!r}", "Keep first, last or most complete.", file="conf/data")
-    holes = sum((present(table[name]).isnull().cast("int64") for name in table.columns if name != "source_row"), ibis.literal(0))
-    numbered = table.mutate(holes_=holes)
-    order = {"first": None, "last": [ibis.desc("source_row")], "most complete": ["holes_", "source_row"]}[keep]
-    return repeats(numbered, rule["columns"], order)
+    holes = joined(operator.add, [present(table[name]).isnull().cast("int64") for name in table.columns])
+    count = gen_name("holes")
+    order = {"first": None, "last": [ibis.desc("source_row")], "most complete": [count, "source_row"]}[keep]
+    return repeats(table.mutate(**{count: holes}), rule["columns"], order)
 
 
 def _unwanted(table: ir.Table, rule: Mapping[str, Any]) -> ir.Column:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ class Looks:
         self.numbers: dict[str, int] = {} # some plain numbers, each with its row
         self.times: dict[str, int] = {} # and some times
         self.others: dict[str, list[int]] = {} # values that are neither number nor time: [how often, first row]
+        self.long: tuple[str, int] | None = None # the first whole number beyond 64 bits, and its row
         self.unheld, self.rows = 0, 0 # such values beyond the first HELD different ones; rows with a value or without
 
     def add(
@@ -97,7 +99,9 @@ class Looks:
             return self._hold(values, rows) if kind == "text" else None
         number = self._count("float", values)
         if number:
-            self._count("int", values) and self._count("padded", values)
+            if self._count("int", values):
+                self._count("padded", values)
+                self.long = self.long or _first_long(values, rows)
             self._keep("float", self.numbers, values, rows)
         if number < there:
             found = self._count("time", values)
@@ -134,6 +138,13 @@ class Looks:
                 self.others.setdefault(value, [0, int(first[code])])[0] += int(counts[code])
                 held += int(counts[code])
         self.unheld += len(codes) - held
+
+
+def _first_long(values: pa.Array, rows: pa.Array) -> tuple[str, int] | None:
+    "The first plain whole number that 64 bits do not hold, and its row."
+    digits = pc.fill_null(pc.match_substring_regex(values, r"^\s*[+-]?[0-9]{19,}\s*$"), False)
+    pairs = zip(values.filter(digits).to_pylist(), rows.filter(digits).to_pylist())
+    return next(((value, row) for value, row in pairs if not -(2**63) <= Decimal(value.strip()) < 2**63), None)
 
 # %% ../../nbs/1_data/01_column_looks.ipynb #ed6df38b
 _LOOSE = re.compile(
@@ -404,6 +415,8 @@ def inferred_type(
         raise _mixed_offsets(counts, file, column)
     for kind, said in (("int", "all values are whole numbers"), ("float", "all values are numbers"), ("time", "all values are times")):
         if counts[kind] == whole:
+            if kind == "int" and looks.long and not tolerated:
+                raise _beyond_64_bits(*looks.long, looks, file, column)
             return kind, said
     found = [one for one in proposals(looks) if one.asked]
     nearly = next((kind for kind in ("float", "time") if counts[kind] >= ALMOST * whole), None)
@@ -413,6 +426,12 @@ def inferred_type(
         _stop_at_misfit(looks, nearly, tolerated, file, column)
         return nearly, f"{_percent(counts[nearly] / whole)} of the values are {'numbers' if nearly == 'float' else 'times'}"
     return "text", "the values are text"
+
+
+def _beyond_64_bits(value: str, row: int, looks: Looks, file: str, column: str) -> Doubt:
+    problem, remedy = misfit(value, replace(looks.reading, kind="int"), column, row)
+    proposal = Proposal({"type": "text"}, 1.0, value, row, "whole numbers beyond 64 bits, kept as text")
+    return Doubt(problem, remedy, [proposal], file=file, column=column, row=row)
 
 
 def _mixed_offsets(counts: Counter, file: str, column: str) -> Doubt:

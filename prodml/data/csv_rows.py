@@ -10,6 +10,7 @@ __all__ = ['HEADER_BYTES', 'BLOCK', 'check_names', 'with_names', 'Layout', 'layo
 import csv
 import io
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -175,6 +176,7 @@ def read_header(
     if not text.strip():
         raise InputError("the file is empty" + (" after the lines that are skipped" if whole.strip() else ""), "A table needs a header line and rows.", file=path)
     delimiter = table.get("delimiter")
+    _check_text(text[:_LOOKED_AT], delimiter, path)
     lines = io.StringIO(text, newline="")
     reader = csv.reader(lines, delimiter=delimiter or ",")
     try:
@@ -199,6 +201,19 @@ def read_header(
     used = len(whole) - len(text) + _end_of(text, reader.line_num)
     stream.unread(start[len(whole[:used].encode()) :])
     return names, notes
+
+
+_LOOKED_AT = 10_000
+
+
+def _check_text(text: str, delimiter: str | None, path: Path) -> None:
+    "InputError where many different signs are of no text: control signs, and places of Unicode without a sign. Text of UTF-16 that is read as UTF-8 is full of zero bytes, and a doubt of its own."
+    strange = {sign for sign in set(text) - {MARK, delimiter, *"\t\n\r\f\v\x1a"} if unicodedata.category(sign) in ("Cc", "Cn", "Co")}
+    if len(strange) >= _STRANGE and text.count(f"{MARK}\\x00") < 0.02 * len(text):
+        raise InputError(f"the file is not a text table: its first {len(text):,} signs hold {len(strange)} different ones that no text has", "Save the table as CSV or Parquet.", file=path)
+
+
+_STRANGE = 8
 
 
 def _not_text(names: list[str], stream: Utf8Stream, path: Path) -> Doubt:

@@ -41,7 +41,7 @@ from .byte_streams import Utf8Stream, opened_csv
 from .column_looks import Doubt
 from .contract import kind_of, partitions, present
 from .csv_rows import HEADER_BYTES
-from .features import assign_splits, make_features
+from .features import ID_NAME, assign_splits, make_features
 from .ingest import ingest, require_columns
 from .text_repairs import with_text_repairs
 from .validate import read_tables, target_label, validate
@@ -324,9 +324,6 @@ def _value_counts(path: Path, names: list[str]) -> dict[str, dict[Any, int]]:
     return {name: dict(sorted(counts.items(), key=lambda item: (str(type(item[0])), item[0]))) for name, counts in found.items()}
 
 # %% ../../nbs/1_data/03_draft.ipynb #0b023797
-_ID_NAME = re.compile(r"(?i)(^|[_\W])(id|ids|uuid|guid|key|rowno|row|rownames|row_?names?|row_?number|row_?id|index|nr|no|unnamed(_\d+)?)$|^id([_\W]|$)|(?-i:[a-z]I[Dd]$)|^unnamed")
-
-
 def identifier_reason(
     fact: Facts, # of a column
 ) -> str | None:
@@ -336,7 +333,7 @@ def identifier_reason(
         return None
     if fact.kind == "int" and fact.unique and fact.high - fact.low == fact.rows - 1:
         return f"a row number: each whole number from {fact.low:,} to {fact.high:,} once"
-    if fact.values == there and (fact.kind == "text" or _ID_NAME.search(fact.column) or fact.low > 99_999):
+    if fact.values == there and (fact.kind == "text" or ID_NAME.search(fact.column) or fact.low > 99_999):
         return "an identifier: every row has its own value"
     if fact.values >= 0.95 * there and fact.kind == "text":
         return f"an identifier: {fact.values:,} different values in {there:,} rows"
@@ -873,7 +870,7 @@ def _column_doubts(made: Draft, main: Mapping[str, Facts], alike: list[tuple[str
     for column, _, evidence in alike:
         if column != split.declared.get("column"):
             found.append(f"{column} repeats ({evidence}); to keep its rows together: split: {{by: random, column: {yaml_value(column)}, validation: 0.15, test: 0.15, seed: 0}}")
-    named = [fact for fact in main.values() if _ID_NAME.search(fact.column) and fact.kind in ("int", "text") and 1 < fact.values < fact.rows and not identifier_reason(fact)]
+    named = [fact for fact in main.values() if ID_NAME.search(fact.column) and fact.kind in ("int", "text") and 1 < fact.values < fact.rows and not identifier_reason(fact)]
     found += [f"{fact.column} looks like an identifier that repeats ({fact.values:,} values); if rows of one {fact.column} belong together, split by it; if it only numbers things, features.kinds: drop" for fact in named if fact.column not in [one[0] for one in alike] and fact.values > FEW_VALUES]
     late = split.declared.get("column")
     if split.declared["by"] == "time" and "draw days" in split.why:

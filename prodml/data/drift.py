@@ -328,12 +328,12 @@ def drift_report(
     old = rows.filter(rows.split == reference)
     cells = reference_cells(old, kinds, **profile)
     names, by_split = tally_periods(rows, cells, "split")
-    tallies = {name: _one(by_split, place) for place, name in enumerate(names)}
+    tallies = {name: _of_periods(by_split, [place]) for place, name in enumerate(names)}
     others = [name for name in names if name != reference]
     columns = {check: floor for check, floor in floors.items() if check != "classifier"}
-    splits = [line for name in others for line in drift_lines(cells, tallies[reference], tallies[name], [name])]
-    months, by_month = tally_periods(rows, cells, "month")
-    monthly = drift_lines(cells, tallies[reference], by_month, months) if months != [""] else []
+    lines = drift_lines(cells, tallies[reference], _of_periods(by_split, [names.index(name) for name in others]), others)
+    splits = sorted(lines, key=lambda line: others.index(line["period"]))
+    monthly = _monthly(rows, cells, tallies[reference])
     samples = {name: sampled_rows(rows.filter(rows.split == name), multivariate["rows"]) for name in names}
     together = {name: _together(samples[reference], samples[name], cells, multivariate, seed) for name in others}
     report = {
@@ -351,9 +351,17 @@ def _together(reference: pa.Table, current: pa.Table, cells: list[Cells], settin
         return {"left_out": str(error)}
 
 
-def _one(tally: Tally, place: int) -> Tally:
-    here = slice(place, place + 1)
-    return Tally(tally.rows[here], {name: count[here] for name, count in tally.counts.items()}, {name: moments[here] for name, moments in tally.moments.items()})
+def _of_periods(tally: Tally, places: list[int]) -> Tally:
+    "The tally of some of its periods."
+    return Tally(tally.rows[places], {name: count[places] for name, count in tally.counts.items()}, {name: moments[places] for name, moments in tally.moments.items()})
+
+
+def _monthly(rows: ir.Table, cells: list[Cells], reference: Tally) -> list[dict[str, Any]]:
+    "The lines of each month; none, and no look at the columns, where a split at random has no months."
+    if not rows.filter(rows.month != "").count().to_pyarrow().as_py():
+        return []
+    months, by_month = tally_periods(rows, cells, "month")
+    return drift_lines(cells, reference, by_month, months)
 
 
 def alarms_of(

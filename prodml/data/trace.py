@@ -28,6 +28,8 @@ def find_row(
     "The source_row of the one row that the key names; InputError if it names none or several."
     pairs = [("source_row", key[0])] if len(key) == 1 and "=" not in key[0] else [_pair(part) for part in key]
     require_columns(list(table.columns), [column for column, _ in pairs], name)
+    if pairs == [("source_row", key[0])]:
+        _check_row_number(table, name, _value(table.source_row, "source_row", key[0]))
     found = table.filter([present(table[column]) == _value(table[column], column, text) for column, text in pairs])
     rows = found.order_by("source_row").limit(4).source_row.to_pyarrow().to_pylist()
     asked = ", ".join(f"{column}={text}" for column, text in pairs)
@@ -36,6 +38,12 @@ def find_row(
     if len(rows) > 1:
         raise InputError(f"{asked} names {'several' if len(rows) > 3 else len(rows)} rows of {name}, the first with source_row {', '.join(map(str, rows[:3]))}", "Name more columns, or the source_row.", file=name)
     return rows[0]
+
+
+def _check_row_number(table: ir.Table, name: str, row: int) -> None:
+    last = table.source_row.max().to_pyarrow().as_py() or 0
+    if not 1 <= row <= last:
+        raise InputError(f"there is no row {row} in {name}: rows go from 1 to {last:,}", "Give a number among them, or COLUMN=VALUE.", file=name)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ibis.util import gen_name
 
 from ..core.config import configured, read_settings
 from ..core.errors import InputError
@@ -142,15 +143,16 @@ def split_rejected(
     for name, table in sorted(tables.items()):
         own = [rule for rule in rules if rule["table"] == name and rule["name"] in broken]
         if own:
-            flagged = table.mutate(**{f"broken_{i}": breaks(rule, tables) for i, rule in enumerate(own)})
-            bad = joined(operator.or_, [flagged[f"broken_{i}"] for i in range(len(own))])
+            flags = [gen_name("broken") for _ in own]
+            flagged = table.mutate(**{flag: breaks(rule, tables) for flag, rule in zip(flags, own)})
+            bad = joined(operator.or_, [flagged[flag] for flag in flags])
             kept[name] = flagged.filter(~bad).select(*table.columns)
-            rejected.append(_with_reasons(name, flagged.filter(bad), own, table.columns))
+            rejected.append(_with_reasons(name, flagged.filter(bad), dict(zip(flags, own)), table.columns))
     return kept, rejected
 
 
-def _with_reasons(name: str, bad: ir.Table, rules: list[dict[str, Any]], columns: tuple[str, ...]) -> ir.Table:
-    broken = [bad[f"broken_{i}"] for i in range(len(rules))]
+def _with_reasons(name: str, bad: ir.Table, flagged: dict[str, dict[str, Any]], columns: tuple[str, ...]) -> ir.Table:
+    broken, rules = [bad[flag] for flag in flagged], list(flagged.values())
     nothing = ibis.null("string")
     names = [flag.ifelse(rule["name"], nothing) for flag, rule in zip(broken, rules)]
     values = [ibis.literal(", ").join([ibis.literal(f"{column} is ") + _quoted(bad[column]).fill_null("missing") for column in rule["columns"]]) for rule in rules]
@@ -187,8 +189,9 @@ def missing_by_month(
     columns = [name for name in table.columns if name != "source_row"]
     times = [name for name in columns if kind_of(table[name]) == "time"]
     month = table[times[0]].cast("timestamp(6)").strftime("%Y-%m").fill_null("no time") if times else ibis.literal("all")
-    shares = table.group_by(month_=month).agg(**{name: present(table[name]).isnull().mean() for name in columns}).order_by("month_").to_pyarrow().to_pylist()
-    return {row.pop("month_"): row for row in shares}
+    asked = {f"share_{place}": present(table[name]).isnull().mean() for place, name in enumerate(columns)}
+    shares = table.group_by(month=month).agg(**asked).order_by("month").to_pyarrow()
+    return {row["month"]: {name: row[f"share_{place}"] for place, name in enumerate(columns)} for row in shares.to_pylist()}
 
 # %% ../../nbs/1_data/04_validate.ipynb #458f20c8
 @dataclass(frozen=True)
