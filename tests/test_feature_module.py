@@ -3,12 +3,11 @@
 import json
 import os
 import runpy
-import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, edit, run, stages_run
+from conftest import ROOT, drop_layers, edit, run, stages_run
 
 OWN = """#| export
 import ibis
@@ -68,8 +67,7 @@ def test_an_edit_of_ones_own_module_is_never_stale(checkout):
     """Nobody calls the export by hand: neither DVC nor `prodml run` works with what the notebooks no longer say."""
     random = np.random.default_rng(0)
     table = pd.DataFrame({"level": random.integers(1, 100, 300), "high": random.choice(["yes", "no"], 300)})
-    for layer in ("2_model", "3_trust", "4_serve"):  # what the claim does not need costs the export most of its time
-        shutil.rmtree(checkout / "nbs" / layer)
+    drop_layers(checkout, "2_model", "3_trust", "4_serve")
     (checkout / "mine").mkdir()
     table.to_csv(checkout / "mine" / "readings.csv", index=False)
     (checkout / "conf" / "data" / "mine.yaml").write_text(SETTINGS)
