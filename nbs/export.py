@@ -5,14 +5,16 @@ in build/stages/ and on the modules it imports, so a change of prose or of an ex
 """
 
 import ast
+import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import yaml
-from nbdev.doclinks import nbdev_export
 
 RUNS = Path("build/stages")
+STATE = Path("build/exported")  # no output of the stage: DVC hashes what it needs by itself
 
 
 def run_section(notebook: Path) -> str:
@@ -22,28 +24,52 @@ def run_section(notebook: Path) -> str:
     return "\n\n".join(source for source in sources if source.startswith("#| stage"))
 
 
+def imports(
+    code: str, # of a module
+    package: str, # the dotted name of its package
+) -> set[str]:
+    """What a module imports, wherever it does: dotted names of modules, and of what may be a module."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {item.name for item in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            name = ".".join(filter(None, (base, node.module)))
+            found |= {name, *(f"{name}.{item.name}" for item in node.names)}
+    return found
+
+
 def feature_module() -> str:
-    """The code of the module that makes the features (data.features.module) and of its neighbours in prodml/data.
+    """The code of the module that makes the features (data.features.module) and of all of the package that it imports.
 
     A stage that imports the module by its name in conf/data depends on this file, since dvc.yaml cannot name it.
     """
     params = Path("params.yaml")
     name = yaml.safe_load(params.read_text(encoding="utf-8"))["data"]["features"]["module"] if params.exists() else None
-    todo, done = [name] if name else [], {}
+    todo, done = {f"prodml.data.{name}"} if name else set(), {}
     while todo:
-        path = Path("prodml/data") / f"{todo.pop()}.py"
-        if path.stem in done or not path.exists():
-            continue
-        done[path.stem] = path.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(done[path.stem])):
-            if isinstance(node, ast.ImportFrom):
-                own = [item.name for item in node.names] if node.module in ("prodml.data", None) else []
-                prefixed = (node.module or "").removeprefix("prodml.data.")
-                todo += [*own, prefixed] if (node.module or "").startswith("prodml.data") or node.level == 1 else []
-    return "".join(f"# {stem}\n{code}" for stem, code in sorted(done.items()))
+        name = todo.pop()
+        path = Path(name.replace(".", "/") + ".py")
+        if name.startswith("prodml.") and path.exists():
+            done[name] = path.read_text(encoding="utf-8")
+            todo |= imports(done[name], name.rpartition(".")[0]) - done.keys()
+    return "".join(f"# {name.removeprefix('prodml.data.')}\n{code}" for name, code in sorted(done.items()))
 
 
-def main() -> None:
+def exported_state() -> str:
+    """A hash of the notebooks and of the package that they make, which tells whether either was edited since the export."""
+    notebooks = (path for path in Path("nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+    digest = hashlib.sha256()
+    for path in sorted([*notebooks, *Path("prodml").rglob("*.py"), Path("settings.ini")]):
+        digest.update(f"{path.as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def export() -> None:
+    """Write the package, build/stages, and the state that they leave."""
+    from nbdev.doclinks import nbdev_export  # a second, which a look at the state need not wait for
+
     nbdev_export()
     shutil.rmtree(RUNS, ignore_errors=True)
     RUNS.mkdir(parents=True)
@@ -52,7 +78,16 @@ def main() -> None:
         section = run_section(notebook)
         if section:
             (RUNS / f"{notebook.stem[3:]}.py").write_text(section + "\n", encoding="utf-8")
+    STATE.write_text(exported_state(), encoding="utf-8")
+
+
+def main(arguments: list[str]) -> None:
+    """Export; with --if-edited only if the notebooks or the package are not as the last export left them."""
+    if arguments == ["--if-edited"] and STATE.exists() and STATE.read_text(encoding="utf-8") == exported_state():
+        return
+    export()
+    print("exported")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'ORDER', 'REJECTED', 'SERVING', 'EXAMPLES', 'EXAMPLE', 'results_table', 'aligned', 'latency_is_ours',
            'measurements', 'show_results', 'verdict_lines', 'next_steps', 'budget_line', 'fetch_data', 'compose_params',
-           'run_one_stage', 'run_in_trial', 'feed_named', 'receive_files', 'show_feeds', 'verify_feeds',
+           'run_one_stage', 'export_edits', 'run_in_trial', 'feed_named', 'receive_files', 'show_feeds', 'verify_feeds',
            'draft_contract', 'draft_arguments', 'trace_row', 'search_compression', 'release_bundle', 'export_graph',
            'show_profile', 'serving_part', 'Parser', 'make_parser', 'parse', 'main', 'sentence']
 
@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -174,10 +175,26 @@ def compose_params(given: argparse.Namespace) -> int:
 
 
 def run_one_stage(given: argparse.Namespace) -> int:
-    "Run one stage's notebook, with other parameters if given."
+    "Run one stage's notebook, with other parameters if given; edited notebooks are exported first."
     from prodml.core.runner import run_asked
 
+    if export_edits(project_root()): # this process has imported what was written over
+        return subprocess.run([sys.executable, "-m", "prodml.cli", *given.words]).returncode
     return run_asked(given)
+
+
+def export_edits(
+    root: Path, # the project
+) -> bool:
+    "Export the notebooks if one was edited since the last export; whether that was needed. InputError if the export fails."
+    script = root / "nbs" / "export.py"
+    if not script.exists():
+        return False
+    done = subprocess.run([sys.executable, str(script), "--if-edited"], cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2]
+        raise InputError(f"the notebooks cannot be exported: {reason}", "Mend the notebook; `python nbs/export.py` shows more.", file=script)
+    return bool(done.stdout)
 
 
 def run_in_trial(given: argparse.Namespace) -> int:
@@ -493,6 +510,7 @@ def parse(
         given.overrides = [*given.overrides, *rest]
     elif rest:
         parser.error(f"{' '.join(rest)} is not understood; `prodml {arguments[0]} --help` lists what is")
+    given.words = arguments
     return given
 
 

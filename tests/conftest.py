@@ -47,14 +47,11 @@ def edit(notebook: Path, kind: str, text: str) -> None:
     notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+def make_checkout(folder: Path) -> Path:
     """A git checkout of the project as it is now, committed or not, with its own DVC cache."""
     from prodml.core.trial import project_files
 
-    folder = tmp_path / "checkout"
-    names = [*project_files(ROOT), Path("params.yaml"), Path("dvc.lock")]
-    for name in names:
+    for name in [*project_files(ROOT), Path("params.yaml"), Path("dvc.lock")]:
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
@@ -62,6 +59,18 @@ def checkout(tmp_path: Path) -> Path:
     git(folder, "add", "-A")
     git(folder, "commit", "-q", "-m", "start")
     return folder
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout of a test's own."""
+    return make_checkout(tmp_path / "checkout")
+
+
+def drop_layers(checkout: Path, *layers: str) -> None:
+    """Remove the notebooks of layers that a test does not run: an export of them is most of its time. Their modules stay."""
+    for layer in layers:
+        shutil.rmtree(checkout / "nbs" / layer)
 
 
 @pytest.fixture(scope="session")

@@ -180,7 +180,8 @@ def _entrance_joined(op, rest, **inputs):
 
 def _constant_entrance(context, zero, rest=None, numbers=None, **constants) -> bool:
     known = all(value.const_value is not None for name, value in constants.items() if name in ("mean", "scale", "low", "high", "columns"))
-    return known and zero.const_value is not None and not zero.const_value.numpy().any()
+    some = known and constants["mean"].const_value.size > 0 # a table of categories alone has nothing to fill
+    return some and zero.const_value is not None and not zero.const_value.numpy().any()
 
 
 ENTRANCE = pattern.RewriteRuleSet([
