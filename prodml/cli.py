@@ -284,6 +284,7 @@ def draft_arguments(
         parser.add_argument(f"--{name}", metavar=meta, help=text)
     parser.add_argument("--dates", nargs="+", default=(), metavar="FORMAT", help='how times are written, such as "%%d/%%m/%%Y"')
     parser.add_argument("--null", nargs="+", default=(), metavar="TEXT", help="further texts that mean missing, such as '?'")
+    parser.add_argument("--max-rejected", type=float, metavar="SHARE", help="the share of rows that may be set aside because they cannot be read, such as 0.01")
     parser.add_argument("--skip", type=int, metavar="LINES", help="lines above the header; 0 says that the first line is the header")
     parser.add_argument("--no-header", action="store_true", help="the first line is a row: columns are named column_1, column_2, ...")
 

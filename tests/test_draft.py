@@ -4,6 +4,7 @@ import csv
 import json
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -254,3 +255,28 @@ def test_one_pattern_says_what_is_named_like_an_identifier():
         assert ID_NAME.search(name), name
     for name in ("paid", "valid", "grid", "humid", "covid", "keyboard", "identity", "notes"):
         assert not ID_NAME.search(name), name
+
+
+def test_rows_that_repeat_are_in_doubt(tmp_path):
+    table = pd.DataFrame({"a": np.arange(300) / 7, "b": ["x", "y", "z"] * 100, "left": ["yes", "no"] * 150})
+    table.iloc[[*range(300), *range(30)]].to_csv(tmp_path / "twice.csv", index=False)
+    table.to_csv(tmp_path / "once.csv", index=False)
+    assert "30 rows repeat another row in every column" in "\n".join(drafted(tmp_path / "twice.csv")[0].doubts)
+    assert "repeat another row" not in "\n".join(drafted(tmp_path / "once.csv")[0].doubts)
+
+
+def test_a_number_beyond_32_bits_is_no_feature_and_in_doubt(tmp_path):
+    table = pd.DataFrame({"a": np.arange(300) / 7, "b": [*range(299), 1e300], "left": ["yes", "no"] * 150})
+    table.to_csv(tmp_path / "large.csv", index=False)
+    made, settings = drafted(tmp_path / "large.csv")
+    assert settings["features"]["kinds"] == {"b": "drop"} and "roles" not in settings
+    assert any(doubt.startswith("b: blank what is impossible") for doubt in made.doubts)
+
+
+def test_rows_that_cannot_be_read_are_set_aside_when_that_is_said(tmp_path):
+    table = pd.DataFrame({"a": np.arange(300) / 7, "left": ["yes", "no"] * 150})
+    (tmp_path / "total.csv").write_text(table.to_csv(index=False) + "Total,12,,\n")
+    with pytest.raises(InputError, match="row 301.*--max-rejected 0.01"):
+        drafted(tmp_path / "total.csv")
+    made, settings = drafted(tmp_path / "total.csv", max_rejected=0.01)
+    assert made.rows[0] == 300 and settings["tables"]["total"]["max_rejected_fraction"] == 0.01

@@ -6,7 +6,7 @@
 __all__ = ['FEW_VALUES', 'TRIED_ROWS', 'safe_name', 'given_name', 'Given', 'Read', 'read_files', 'Facts', 'table_facts',
            'identifier_reason', 'Guess', 'target_repairs', 'guess_targets', 'drafted_repairs', 'labels_of', 'telling',
            'groups', 'time_doubt', 'guess_splits', 'draft_rules', 'ColumnDraft', 'column_draft', 'Draft', 'draft',
-           'tried', 'run_draft', 'summary']
+           'repeated_rows', 'tried', 'run_draft', 'summary']
 
 # %% ../../nbs/1_data/03_draft.ipynb #244e69c8
 import argparse
@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from ..bundle.contract import FLOAT32_MAX
 from ..bundle.encode import feature_name
 from ..core.config import compose, yaml_comment, yaml_value
 from ..core.errors import InputError
@@ -85,11 +86,14 @@ class Given:
     encoding: str | None = None # of the text
     delimiter: str | None = None # what separates columns
     no_header: bool = False # whether the first line is a row
+    max_rejected: float | None = None # the share of rows that may be set aside because they cannot be read
 
     def table(self) -> dict[str, Any]:
         "What holds for each text file, as conf/data declares it."
         times = {"time_format": self.dates[0] if len(self.dates) == 1 else list(self.dates)} if self.dates else {}
         said = {key: getattr(self, key) for key in ("decimal", "thousands", "skip", "encoding", "delimiter") if getattr(self, key) is not None}
+        if self.max_rejected is not None:
+            said["max_rejected_fraction"] = self.max_rejected
         if "delimiter" in said:
             said["delimiter"] = said["delimiter"].replace("\\t", "\t")
         return said | times
@@ -179,6 +183,9 @@ def _settle(read: Read, given: Given, null_values: list[str], target: Path) -> N
             if open_doubts:
                 raise _questions(open_doubts) from None
         except InputError as error:
+            if "max_rejected_fraction" in error.remedy and given.max_rejected is None:
+                remedy = f"{error.remedy} Here: --max-rejected 0.01."
+                raise InputError(error.problem, remedy, file=error.file, column=error.column, row=error.row) from None
             if not _recoded(read, error):
                 raise
     raise InputError("the file raises ever new doubts", "Declare how it is written by hand: see conf/data/flights.yaml.", file=read.folder)
@@ -687,7 +694,7 @@ def _rows_per(name: str, table: ir.Table, column: str) -> dict[str, Any] | None:
 class ColumnDraft:
     "What a column becomes, why, and what is in doubt."
     column: str
-    became: str # target, number, category, time, identifier, flag, constant, empty, dropped, key
+    became: str # target, number, category, time, identifier, too large, flag, constant, empty, dropped, group
     why: str
     notes: list[str] = field(default_factory=list)
 
@@ -712,6 +719,11 @@ def column_draft(
         return ColumnDraft(name, "time", f"{fact.low:%Y-%m-%d} to {fact.high:%Y-%m-%d}{missing}; its parts become features")
     if fact.kind == "text":
         return ColumnDraft(name, "category", f"{fact.values:,} values{missing}", _many(fact))
+    if max(abs(fact.low), abs(fact.high)) > FLOAT32_MAX:
+        return ColumnDraft(
+            name, "too large", f"dropped: {fact.low:.3g} to {fact.high:.3g}, and the numbers of a network end at 3.4e38",
+            ["blank what is impossible by a repair, or scale it; then take it off features.kinds"],
+        )
     few = "; if its few values are codes, features.kinds: category" if fact.kind == "int" and 2 < fact.values <= 12 else ""
     return ColumnDraft(name, "number", f"{fact.low:,.6g} to {fact.high:,.6g}{missing}{few}")
 
@@ -848,12 +860,29 @@ def _label_doubts(fact: Facts, target: Guess, label: np.ndarray, split: Guess, p
         found.append(f"the rarer class has {rarer:,} of {len(label):,} rows ({split.parts}): scores will be uncertain")
     if split.declared["by"] == "random" and (times := split.why.partition(": ")[2].partition("; the rows of")[0]) != _NO_TIMES:
         found.append(f"the split is at random and not by time: {times}")
+    if copies := repeated_rows(path):
+        apart = ", and a random split puts copies on both sides" if split.declared["by"] == "random" else ""
+        found.append(
+            f"{copies:,} rows repeat another row in every column{apart}: if they are one case told twice, "
+            "a repair takes them out (deduplicate, with all columns)"
+        )
     alike = _variants(fact.counts)
     if alike:
         found.append(f"values of the target differ by case or blanks only: {alike}")
     if "against" in target.declared:
         others = _listed([f"{{column: {fact.column}, positive: {yaml_value(str(value))}, against: rest}}" for value in fact.counts if value != target.declared["positive"]], 3)
         found.append(f"{fact.column} has {fact.values:,} values: this model tells one from the rest; others would be {others}")
+    return found
+
+
+def repeated_rows(
+    path: Path, # a table that ingest wrote
+) -> int:
+    "How many rows are the same as an earlier one in every column."
+    connection = ibis.duckdb.connect()
+    table = connection.read_parquet(path, table_name="rows_").drop("source_row")
+    found = table.count().to_pyarrow().as_py() - table.distinct().count().to_pyarrow().as_py()
+    connection.disconnect()
     return found
 
 
@@ -893,11 +922,14 @@ def _draft_text(made: Draft, nulls: list[str], rules: list[dict[str, Any]], main
     lines += [f"null_values: {yaml_value(nulls)}", f"target: {yaml_value(made.target.declared)}   # {_one_line(made.target.why)}"]
     lines += ["request: null   # list the columns that are known when a prediction is asked for; null is all but the target"]
     lines += [f"split: {yaml_value(made.split.declared)}   # {_one_line(made.split.why)}"]
-    dropped = [own.column for own in made.columns[read.main] if own.became == "identifier"]
+    dropped = [own.column for own in made.columns[read.main] if own.became in ("identifier", "too large")]
+    identifiers = [own.column for own in made.columns[read.main] if own.became == "identifier"]
     if repairs := drafted_repairs(made.target, read.main):
         lines += ["repairs:", *(f"  - {yaml_value(rule)}" for rule in repairs)]
     if dropped:
-        lines += ["features:", f"  kinds: {yaml_value(dict.fromkeys(dropped, 'drop'))}", f"roles: {yaml_value(dict.fromkeys(dropped, 'identifier'))}"]
+        lines += ["features:", f"  kinds: {yaml_value(dict.fromkeys(dropped, 'drop'))}"]
+    if identifiers:
+        lines += [f"roles: {yaml_value(dict.fromkeys(identifiers, 'identifier'))}"]
     return "\n".join([*lines, "rules:", *(f"  - {yaml_value(rule)}" for rule in rules)]) + "\n"
 
 
@@ -965,7 +997,9 @@ def run_draft(
     given: argparse.Namespace, # the arguments
 ) -> int:
     "Draft conf/data/NAME.yaml: print it, or with --write put it in place; what was decided and what is in doubt is shown."
-    about = {key: getattr(given, key) for key in ("name", "target", "positive", "decimal", "thousands", "skip", "encoding", "delimiter", "no_header")}
+    about = {key: getattr(given, key) for key in (
+        "name", "target", "positive", "decimal", "thousands", "skip", "encoding", "delimiter", "no_header", "max_rejected",
+    )}
     wanted = Given(**about, dates=tuple(given.dates), null=tuple(given.null))
     name, root = given_name(given.name) if given.name else safe_name(given.files[0].name.split(".")[0]), project_root()
     target = root / "conf" / "data" / f"{name}.yaml"
