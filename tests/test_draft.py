@@ -280,3 +280,15 @@ def test_rows_that_cannot_be_read_are_set_aside_when_that_is_said(tmp_path):
         drafted(tmp_path / "total.csv")
     made, settings = drafted(tmp_path / "total.csv", max_rejected=0.01)
     assert made.rows[0] == 300 and settings["tables"]["total"]["max_rejected_fraction"] == 0.01
+
+
+@pytest.mark.parametrize(("name", "form", "as_number"), [
+    ("joined", "%Y%m%d", lambda day: int(day.replace("-", ""))),
+    ("created_at", "epoch_s", lambda day: int(np.datetime64(day, "s").astype(int))),
+    ("created_at", "epoch_ms", lambda day: int(np.datetime64(day, "ms").astype(int))),
+])
+def test_whole_numbers_that_are_times_are_times_and_split_by(tmp_path, name, form, as_number):
+    moments = [as_number(str(day)) for day in days()]
+    made, settings = drafted(table(tmp_path, **{name: moments}))
+    assert settings["tables"]["table"]["columns"][name] == {"type": "time", "time_format": form}
+    assert settings["split"]["by"] == "time" and any(form in doubt for doubt in made.doubts)

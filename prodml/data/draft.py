@@ -152,10 +152,10 @@ def _noted(read: Read, shown: dict[str, list[dict[str, Any]]]) -> bool:
     "Declare what ingest only notes but a draft may take: numbers that are dates, and text of a Parquet file that is all numbers or times."
     found = False
     for table, column, note in ((table, column, note) for table, columns in shown.items() for column in columns for note in column["notes"]):
-        name, number = column["column"], re.search(r"could be whole numbers that could be times \((.+?)\)", note)
+        name, form = column["column"], _time_format(note)
         text = re.search(r"all values are of the type (int|float|time)\b", note)
-        if number and (number[1].startswith("%Y%m%d") or _TIME_NAME.search(name)):
-            declared, why = {"type": "time", "time_format": number[1]}, f"whole numbers read as times ({number[1]})"
+        if form and (form.startswith("%Y%m%d") or _TIME_NAME.search(name)):
+            declared, why = {"type": "time", "time_format": form}, f"whole numbers read as times ({form})"
         elif text and not name in read.tables[table].get("columns", {}):
             declared, why = text[1], f"text whose values are all of the type {text[1]}"
         else:
@@ -164,6 +164,13 @@ def _noted(read: Read, shown: dict[str, list[dict[str, Any]]]) -> bool:
         read.notes.setdefault((table, name), []).append(why)
         found = True
     return found
+
+
+def _time_format(note: str) -> str | None:
+    "The format of times that a note of ingest proposes, which ends with a declaration; None if it proposes none."
+    said, declaration = note.partition(": {")[::2]
+    proposed = yaml.safe_load("{" + declaration) if said.startswith("could be ") and declaration else {}
+    return proposed.get("time_format") if proposed.get("type") == "time" else None
 
 
 _ROUNDS = 20
