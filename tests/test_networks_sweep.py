@@ -107,7 +107,7 @@ def few_rows(tmp_path_factory) -> tuple[dict, Rows, Rows]:
     return parts_of(small_table(), tmp_path_factory.mktemp("few"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("model", MODELS)
 def test_every_network_goes_through_the_default_compression(model, few_rows):
     compressed_in_every_way(model, few_rows, 20, ("searched",), ("searched",))

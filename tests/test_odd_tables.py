@@ -53,8 +53,10 @@ def constant_in_validation() -> tuple[pd.DataFrame, dict]:
     return table, {"split": {"by": "time", "column": "seen", "validation_from": "2021-11-01", "test_from": "2021-12-01"}}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [months_of_numbers, categories_in_groups, one_number, constant_in_validation])
+@pytest.mark.parametrize("make", [
+    pytest.param(months_of_numbers, marks=pytest.mark.slow), pytest.param(categories_in_groups, marks=pytest.mark.slow),
+    pytest.param(one_number, marks=pytest.mark.long), pytest.param(constant_in_validation, marks=pytest.mark.long),
+])
 def test_an_odd_table_goes_through_every_stage(make, tmp_path):
     table, settings = make()
     run_whole(tmp_path / "odd", table, settings)
@@ -88,8 +90,11 @@ SKILL = {"better than the base rate", "better than the base rate by square"}
 TWIN = {"no column is the label", "no column explains the label"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make, broken, kept", [(teachable, set(), SKILL | TWIN), (shuffled, SKILL, TWIN), (with_twin, TWIN, SKILL)])
+@pytest.mark.parametrize("make, broken, kept", [
+    pytest.param(shuffled, SKILL, TWIN, marks=pytest.mark.slow),
+    pytest.param(teachable, set(), SKILL | TWIN, marks=pytest.mark.long),
+    pytest.param(with_twin, TWIN, SKILL, marks=pytest.mark.long),  # in CI it is the table of test_trials.py
+])
 def test_a_table_that_teaches_nothing_or_too_much_is_rejected_by_name(make, broken, kept, tmp_path):
     """From the raw file to the verdict; a table to learn from, made alike, breaks none of these gates."""
     longer = ["train.epochs=20", "prune.fine_tuning.epochs=40"]
