@@ -43,6 +43,13 @@ def test_a_cell_holds_imports_or_other_code(path):
     assert not mixed, f"`make docs` would run these cells whole; give the imports a cell of their own: {mixed}"
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_styled_table_has_a_fixed_id(path):
+    """pandas draws one at random otherwise, and a report would be other bytes with each run."""
+    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert not [cell for cell in cells if re.search(r"\.style\.(?!set_uuid|use|library|context)", cell)]
+
+
 @pytest.fixture(scope="module")
 def manager(tmp_path_factory, root):
     """JupyterLab's contents manager on a copy of the notebooks, with the hook that `make lab` gives it."""
