@@ -702,8 +702,7 @@ def _flags_named() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        for name in ("unsigned", "rejected"):
-            error.remedy = error.remedy.replace(f"{name}=True", f"--{name}")
+        error.remedy = error.remedy.replace("unsigned=True", "--unsigned")
         raise
 
 
