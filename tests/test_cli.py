@@ -60,6 +60,7 @@ def test_an_option_may_have_an_odd_name(tmp_path) -> None:
 
 
 def test_what_is_misspelt_is_answered_with_what_is_close(capsys) -> None:
+    cli.export_edits(ROOT) # or `prodml run` would begin anew in a process of its own, whose words are not captured
     for words, sentence in ((["trail"], "Is trial meant"), (["data", "drfat"], "Is draft meant"), (["run", "trian"], "Is train meant"), (["run", "train", "epochz=3"], "Is epochs meant")):
         with contextlib.suppress(SystemExit), contextlib.chdir(ROOT):
             assert cli.main(words) == 1

@@ -124,12 +124,15 @@ def test_what_re_runs_what(shop):
 
 
 @pytest.mark.slow
-def test_forced_runs_of_the_models_give_the_same_lock(shop):
-    before = yaml.safe_load((shop / "dvc.lock").read_text())["stages"]
+def test_forced_runs_give_the_same_artifacts(shop):
+    def artifacts() -> dict:
+        stages = yaml.safe_load((shop / "dvc.lock").read_text())["stages"]
+        return {stage: [out for out in stages[stage]["outs"] if not out["path"].startswith("reports/")] for stage in again}
+
     again = ["features", "prune", "quantize"]
+    before = artifacts()
     assert set(stages_run(run("dvc", "repro", "--force", "--single-item", *again, cwd=shop))) == set(again)
-    after = yaml.safe_load((shop / "dvc.lock").read_text())["stages"]
-    assert {stage: after[stage] for stage in again} == {stage: before[stage] for stage in again}
+    assert artifacts() == before
 
 
 @pytest.fixture(scope="module")
