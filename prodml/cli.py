@@ -423,7 +423,7 @@ class Parser(argparse.ArgumentParser):
         if wrong:
             names = re.findall(r"[\w-]+", wrong[2])
             message = f"there is no {wrong[1]!r} here. {close_match(wrong[1], names)}There are: {', '.join(names)}"
-        message = message.replace("invalid fromisoformat value", "this is no time, such as 2013-12-31T10:00")
+        message = message.replace("invalid fromisoformat value", "not a time; write it as 2013-12-31T10:00, not")
         super().error(message)
 
 

@@ -67,7 +67,7 @@ def test_what_is_misspelt_is_answered_with_what_is_close(capsys) -> None:
         assert sentence in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["data", "feeds", "--now", "abc"])
-    assert "this is no time, such as 2013-12-31T10:00: 'abc'" in capsys.readouterr().err
+    assert "not a time; write it as 2013-12-31T10:00, not: 'abc'" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         cli.main(["--version"])
     assert end.value.code == 0 and capsys.readouterr().out.startswith("prodml ")

@@ -292,3 +292,10 @@ def test_whole_numbers_that_are_times_are_times_and_split_by(tmp_path, name, for
     made, settings = drafted(table(tmp_path, **{name: moments}))
     assert settings["tables"]["table"]["columns"][name] == {"type": "time", "time_format": form}
     assert settings["split"]["by"] == "time" and any(form in doubt for doubt in made.doubts)
+
+
+def test_a_file_that_is_not_utf_8_is_read_as_cp1252_in_doubt(tmp_path):
+    path = table(tmp_path, plan=["Müller", "Ávila"] * (ROWS // 2))
+    path.write_bytes(path.read_text(encoding="utf-8").encode("cp1252"))
+    made, settings = drafted(path)
+    assert settings["tables"]["table"]["encoding"] == "cp1252" and any("read as cp1252" in doubt for doubt in made.doubts)

@@ -90,7 +90,7 @@ def yaml_value(
 
 
 def _visible(text: str) -> str:
-    "YAML whose signs can all be seen: every text that is not a plain word stands in double quotes, where YAML knows escapes. U+202E, say, would turn round what a person reads."
+    "YAML with invisible characters escaped; a text that is no plain word stands in double quotes, where YAML knows escapes. U+202E, say, would reverse what a person reads."
     return "".join(sign if sign.isprintable() or sign == "\n" else f"\\U{ord(sign):08x}" for sign in text)
 
 

@@ -207,10 +207,10 @@ _LOOKED_AT = 10_000
 
 
 def _check_text(text: str, delimiter: str | None, path: Path) -> None:
-    "InputError where many different signs are of no text: control signs, and places of Unicode without a sign. Text of UTF-16 that is read as UTF-8 is full of zero bytes, and a doubt of its own."
+    "InputError where many different characters are of no text: control characters, unassigned and private code points. Text of UTF-16 that is read as UTF-8 is full of zero bytes, and a doubt of its own."
     strange = {sign for sign in set(text) - {MARK, delimiter, *"\t\n\r\f\v\x1a"} if unicodedata.category(sign) in ("Cc", "Cn", "Co")}
     if len(strange) >= _STRANGE and text.count(f"{MARK}\\x00") < 0.02 * len(text):
-        raise InputError(f"the file is not a text table: its first {len(text):,} signs hold {len(strange)} different ones that no text has", "Save the table as CSV or Parquet.", file=path)
+        raise InputError(f"the file is not a text table: its first {len(text):,} characters contain {len(strange)} different control characters or unassigned code points", "Save the table as CSV or Parquet.", file=path)
 
 
 _STRANGE = 8

@@ -190,11 +190,12 @@ def _settle(read: Read, given: Given, null_values: list[str], target: Path) -> N
             if open_doubts:
                 raise _questions(open_doubts) from None
         except InputError as error:
+            if _recoded(read, error):
+                continue
             if "max_rejected_fraction" in error.remedy and given.max_rejected is None:
-                remedy = f"{error.remedy} Here: --max-rejected 0.01."
+                remedy = f"{error.remedy} For a draft: --max-rejected 0.01."
                 raise InputError(error.problem, remedy, file=error.file, column=error.column, row=error.row) from None
-            if not _recoded(read, error):
-                raise
+            raise
     raise InputError("the file raises ever new doubts", "Declare how it is written by hand: see conf/data/flights.yaml.", file=read.folder)
 
 
