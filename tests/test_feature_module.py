@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, drop_layers, edit, run, stages_run
+from whole import add_table
 
 OWN = """#| export
 import ibis
@@ -17,17 +18,9 @@ from prodml.stats.mine_scale import SCALE
 
 def features(tables, options):
     "The square of a column."
-    return tables["readings"].select(key="source_row", square=ibis._.level * ibis._.level * SCALE)
+    return tables["rows"].select(key="source_row", square=ibis._.level * ibis._.level * SCALE)
 """
-SETTINGS = """defaults: [defaults, _self_]
-name: mine
-folder: mine
-main: readings
-tables: {readings: {file: readings.csv}}
-target: {column: high, positive: "yes"}
-split: {by: random, validation: 0.2, test: 0.2, seed: 0}
-features: {module: mine}
-"""
+SETTINGS = {"target": {"column": "high", "positive": "yes"}, "split": {"by": "random", "validation": 0.2, "test": 0.2, "seed": 0}, "features": {"module": "mine"}}
 
 
 @pytest.mark.parametrize("line", [
@@ -68,9 +61,7 @@ def test_an_edit_of_ones_own_module_is_never_stale(checkout):
     random = np.random.default_rng(0)
     table = pd.DataFrame({"level": random.integers(1, 100, 300), "high": random.choice(["yes", "no"], 300)})
     drop_layers(checkout, "2_model", "3_trust", "4_serve")
-    (checkout / "mine").mkdir()
-    table.to_csv(checkout / "mine" / "readings.csv", index=False)
-    (checkout / "conf" / "data" / "mine.yaml").write_text(SETTINGS)
+    add_table(checkout, table, SETTINGS)
     scale = checkout / "nbs" / "0_stats" / "09_mine_scale.ipynb"
     scale.write_text(notebook("stats.mine_scale", "#| export\nSCALE = 1\n"))
     (checkout / "nbs" / "1_data" / "17_mine.ipynb").write_text(notebook("data.mine", OWN))
