@@ -1,6 +1,6 @@
 """Processor seconds of the stages of data against the number of columns of the table.
 
-A made-up table of 500 rows, a tenth of its columns text, with the rules that a draft gives it (one for each column, and one
+A made-up table, a tenth of its columns text, with the rules that a draft gives it (one for each column, and one
 that all are known), goes through ingest, validate, clean, features, drift and the document that a server reads.
 Written to build/bench/columns.json.
 """
@@ -27,17 +27,16 @@ from prodml.data.rowwise import serving_document
 from prodml.data.validate import read_tables, validate
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS = 500
 TARGET = {"column": "y", "positive": "yes"}
 FEATURES = {"module": None, "options": {}, "kinds": {}, "max_categories": 1000, "min_category_rows": 5}
 SPLIT = {"by": "random", "validation": 0.2, "test": 0.2, "seed": 0}
 
 
-def table(columns: int) -> pa.Table:
+def table(columns: int, rows: int) -> pa.Table:
     """The table, from a fixed seed."""
     draw = np.random.default_rng(0)
-    made = {f"c{place}": draw.choice(list("abc"), ROWS) if place % 10 == 0 else draw.normal(size=ROWS).round(3) for place in range(columns)}
-    return pa.table({**made, "y": draw.choice(["yes", "no"], ROWS)})
+    made = {f"c{place}": draw.choice(list("abc"), rows) if place % 10 == 0 else draw.normal(size=rows).round(3) for place in range(columns)}
+    return pa.table({**made, "y": draw.choice(["yes", "no"], rows)})
 
 
 def rules(columns: int) -> list[dict[str, Any]]:
@@ -49,7 +48,7 @@ def rules(columns: int) -> list[dict[str, Any]]:
     return [{"table": "t", **rule} for rule in (known, *texts, *numbers)]
 
 
-def measured(columns: int, drift: dict[str, Any], folder: Path) -> dict[str, float]:
+def measured(columns: int, rows: int, drift: dict[str, Any], folder: Path) -> dict[str, float]:
     """Seconds of each stage."""
     seconds: dict[str, float] = {}
 
@@ -58,7 +57,7 @@ def measured(columns: int, drift: dict[str, Any], folder: Path) -> dict[str, flo
         work()
         seconds[stage] = round(time.process_time() - start, 2)
 
-    pyarrow.csv.write_csv(table(columns), folder / "t.csv")
+    pyarrow.csv.write_csv(table(columns, rows), folder / "t.csv")
     data = {"main": "t", "repairs": [], "features": FEATURES, "target": TARGET, "split": SPLIT}
     types = {f"c{place}": "text" if place % 10 == 0 else "float" for place in range(columns)}
     timed("ingest", lambda: ingest(folder, {"t": {"file": "t.csv"}}, folder / "ingest", [""], "t", 1.0))
@@ -75,15 +74,17 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--columns", type=int, nargs="+", default=[100, 300, 600, 2000])
+    parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--write", action="store_true", help="write to bench/results, which is committed")
     given = parser.parse_args()
     found = []
     for columns in given.columns:
         with tempfile.TemporaryDirectory() as folder:
-            found.append({"columns": columns, **measured(columns, compose([])["drift"], Path(folder))})
+            found.append({"columns": columns, **measured(columns, given.rows, compose([])["drift"], Path(folder))})
+            found[-1]["all"] = round(sum(found[-1].values()) - columns, 2)
         print(found[-1], flush=True)
     path = results_path("columns.json", given.write, ROOT)
-    write_json(path, {"rows": ROWS, "processor_seconds": found})
+    write_json(path, {"rows": given.rows, "processor_seconds": found})
     print(path)
 
 
