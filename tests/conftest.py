@@ -15,6 +15,26 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture
+def postgresql():
+    """The address of an empty PostgreSQL database, dropped afterwards. PRODML_TEST_POSTGRESQL names a server; else it is the one on this machine."""
+    import psycopg
+
+    server = os.environ.get("PRODML_TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432/postgres")
+    name = f"prodml_test_{os.getpid()}"
+    try:
+        connection = psycopg.connect(server, autocommit=True, connect_timeout=5)
+    except psycopg.OperationalError as error:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(f"no PostgreSQL answers (PRODML_TEST_POSTGRESQL names another server): {error}")
+    with connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        connection.execute(f"CREATE DATABASE {name}")
+        yield f"{server.rpartition('/')[0]}/{name}"
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The project."""

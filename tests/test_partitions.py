@@ -372,7 +372,7 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     first, other = delivery(tmp_path, 3), delivery(tmp_path, 3, temp=1.0, name="other.csv")
     assert main(["data", "receive", "weather", str(first), str(delivery(tmp_path, 4))]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == [first.name, "accepted", "8", "0"]
+    assert capsys.readouterr().out.splitlines()[1].split() == [first.name, "accepted", "8", "0", "0"]
     assert main(["data", "receive", "weather", str(other)]) == 1
     assert "it contradicts a row" in capsys.readouterr().err
     assert main(["data", "receive", "rain", str(first)]) == 1

@@ -33,7 +33,7 @@ from prodml.trust.release import release
 GATES = [{"name": "worst slice", "stage": "slices", "value": "worst_roc_auc", "at_least": 0.6, "why": "Below it the order helps nobody."}]
 DATA = {
     "name": "made_up", "folder": "data", "main": "rows", "tables": {"rows": {"file": "rows.csv"}}, "target": {"column": "late", "positive": "yes"},
-    "rules": [], "request": None,
+    "rules": [], "request": None, "null_values": ["", "NA"],
 }
 PARAMS = {
     "seed": 0, "data": DATA, "model": {}, "train": {}, "distill": {}, "reference": {"trees": {}, "rounds": 1}, "prune": {}, "quantize": {}, "device": {},

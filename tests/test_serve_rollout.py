@@ -33,7 +33,6 @@ made_up (float[N, 2] numbers, int64[N, 1] codes) => (float[N] probability) {
 PLAN = RolloutSettings(steps=(Step(shadow=True, min_seconds=0), Step(0.1, min_seconds=0, min_observations=100), Step(0.5, min_seconds=0)))
 SALT = "00" * 16  # so that the tests repeat
 FAST = replace(PLAN, poll_seconds=0.02, look_seconds=0.05)
-POSTGRESQL = os.environ.get("PRODML_TEST_POSTGRESQL")
 
 
 def release(folder: Path, key: Path | None, threshold: float, rejected: tuple[str, ...] = ()) -> Path:
@@ -422,14 +421,9 @@ def test_several_workers_count_each_answer_once(registry):
     assert [count + rest for count, rest in zip(counted, left)] == [recorded["v1.0.1"], recorded["v1.0.0"]]
 
 
-@pytest.mark.skipif(not POSTGRESQL, reason="PRODML_TEST_POSTGRESQL names no PostgreSQL database to be used (and emptied)")
-def test_the_same_in_postgresql(tmp_path):
-    import psycopg
-
-    with psycopg.connect(POSTGRESQL, autocommit=True) as connection:
-        connection.execute("DROP TABLE IF EXISTS events, rollouts, observations, looks")
-    registry = fill(tmp_path, POSTGRESQL)
-    workers = [Rollout(Registry(registry.folder, POSTGRESQL, registry.trusted), "flights", PLAN, f"worker {number}") for number in range(2)]
+def test_the_same_in_postgresql(tmp_path, postgresql):
+    registry = fill(tmp_path, postgresql)
+    workers = [Rollout(Registry(registry.folder, postgresql, registry.trusted), "flights", PLAN, f"worker {number}") for number in range(2)]
     draw = np.random.default_rng(0)
     for failing, role in ((0.02, "v1.0.1"), (None, None)):
         if failing is None:

@@ -36,7 +36,6 @@ from prodml.serve.registry import Registry
 from prodml.serve.rollout import Rollout, RolloutSettings, Step
 from prodml.serve.server import ServerSettings, all_settings, make_service, running
 
-POSTGRESQL = os.environ.get("PRODML_TEST_POSTGRESQL")
 
 # A process, and its signals.
 
@@ -308,14 +307,11 @@ steps = [{{weight = 0.5, min_seconds = 3600}}]
 """
 
 
-@pytest.mark.parametrize("url", [None, pytest.param(POSTGRESQL, marks=pytest.mark.skipif(not POSTGRESQL, reason="PRODML_TEST_POSTGRESQL names no PostgreSQL database to be used (and emptied)"))], ids=["SQLite", "PostgreSQL"])
-def test_two_workers_follow_a_rollout_that_another_process_steers(small_bundle, tmp_path, url, monkeypatch):
+@pytest.mark.parametrize("store", ["SQLite", "PostgreSQL"])
+def test_two_workers_follow_a_rollout_that_another_process_steers(small_bundle, tmp_path, store, monkeypatch, request):
+    url = request.getfixturevalue("postgresql") if store == "PostgreSQL" else None
     if url:
-        import psycopg
-
         monkeypatch.setenv("PRODML_REGISTRY_URL", url)
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("DROP TABLE IF EXISTS events, rollouts, observations, looks")
     registry = registry_of(small_bundle, tmp_path, url)
     (tmp_path / "serve.toml").write_text(SETTINGS.format(folder=tmp_path))
     steer = Rollout(registry, "made_up")

@@ -10,6 +10,7 @@ import codecs
 import gzip
 import re
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -155,7 +156,7 @@ class Utf8Stream:
         self.bytes = len(bom[0]) if bom else 0
         self.start = self.start[self.bytes :]
         self.lines, self.quotes, self.first_bad = 1, 0, None
-        self.ready, self.done, self.ended_in_cr, self.reading = bytearray(), False, False, threading.Lock()
+        self.ready, self.done, self.ended_in_cr, self.reading, self.ended = bytearray(), False, False, threading.Lock(), threading.Event()
 
     def read(self, size: int = -1) -> bytes:
         with self.reading:
@@ -164,12 +165,18 @@ class Utf8Stream:
             size = len(self.ready) if size < 0 else size
             out = bytes(self.ready[:size])
             del self.ready[:size]
+            if not out and size:
+                self.ended.set()
             return out
 
     def stop(self) -> None:
         "Nothing comes any more. Arrow reads ahead in a thread of its own, and must not be in here when the file is closed or the process ends."
         with self.reading:
             self.done, self.ready = True, bytearray()
+        # Its next read finds the end. A thread that comes for Python's lock when the process is ending would abort it.
+        # Where it waits for its consumer it reads no more: then the time passes.
+        self.ended.wait(0.5)
+        time.sleep(0.005)
 
     def unread(self, data: bytes) -> None:
         self.ready[:0] = data
