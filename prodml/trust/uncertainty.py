@@ -6,8 +6,8 @@
 __all__ = ['Draws', 'LEAST_ORIGINS', 'ALLOWANCE', 'check_settings', 'Period', 'read_periods', 'with_months', 'fit_sets',
            'judged_apart', 'crossed_sets', 'halved_coverage', 'share_interval', 'coverage_lines', 'label_lines',
            'selective_lines', 'without_temperature', 'temperature_lines', 'rolling_masks', 'rolling_periods',
-           'allowance_lines', 'allowed_alpha', 'fitted_intercept', 'recalibration_lines', 'recalibration_verdict',
-           'report_tables', 'later_tables', 'headline']
+           'prediction_reach', 'allowance_lines', 'allowed_alpha', 'fitted_intercept', 'recalibration_lines',
+           'recalibration_verdict', 'report_tables', 'later_tables', 'headline']
 
 # %% ../../nbs/3_trust/02_uncertainty.ipynb #b43b2690
 import math
@@ -282,17 +282,28 @@ def rolling_periods(
     return found
 
 
+def prediction_reach(
+    coverages: Sequence[float], # of periods in a row, of which neighbours share half of their days; 3 or more
+) -> float:
+    "How far the coverage of a next period may lie from their mean: half a 95% prediction interval."
+    count = len(coverages)
+    correlation = np.eye(count) + (np.eye(count, k=1) + np.eye(count, k=-1)) / 2
+    spread = correlation - correlation.mean(axis=0)
+    share = np.trace(spread) / (count - 1) # of the variance that the sample variance shows
+    freedom = np.trace(spread) ** 2 / np.trace(spread @ spread)
+    return float(stdtrit(freedom, 0.975) * np.std(coverages, ddof=1) * math.sqrt((1 + correlation.mean()) / share))
+
+
 def allowance_lines(
     periods: Sequence[tuple[Period, Period]], # of `rolling_periods`
     alpha: float, # share of misses that is promised
     method: str, # of METHODS
 ) -> list[dict[str, float]]:
     "For each alpha that is tried, the promised one first: the least and the mean coverage of the later days, and the lower end of the prediction interval."
-    lines, count = [], len(periods)
+    lines = []
     for share in ALLOWANCE:
         held = [covered_rows(prediction_sets(later.probabilities, fit_sets(calibration, share * alpha, method)), later.labels).mean() for calibration, later in periods]
-        reach = stdtrit(count - 1, 0.975) * np.std(held, ddof=1) * math.sqrt(1 + 1 / count)
-        lines.append({"alpha": round(share * alpha, 9), "least": float(min(held)), "mean": float(np.mean(held)), "expected_low": float(np.mean(held) - reach)})
+        lines.append({"alpha": round(share * alpha, 9), "least": float(min(held)), "mean": float(np.mean(held)), "expected_low": float(np.mean(held) - prediction_reach(held))})
     return lines
 
 
