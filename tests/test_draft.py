@@ -186,8 +186,34 @@ def test_a_folder_is_not_called_missing(tmp_path):
         draft([tmp_path])
 
 
+def test_one_column_is_named_with_what_may_separate_more(tmp_path):
+    path = tmp_path / "one.csv"
+    path.write_text("churned\n" + "yes\nno\n" * 50)
+    with pytest.raises(InputError, match="one column, 'churned'.*--delimiter"):
+        draft([path])
+    path.write_text("age^churned\n" + "".join(f"{row}^{row % 2}\n" for row in range(50)))
+    with pytest.raises(InputError, match=r"one column, 'age\^churned'.*--delimiter"):
+        draft([path])
+
+
+def test_no_column_to_predict_from_says_what_became_of_each(tmp_path):
+    path = table(tmp_path, age=None, plan=["same"] * ROWS, extra=range(ROWS))
+    with pytest.raises(InputError, match="churned: no column is left to predict it from.*plan: constant.*extra: identifier"):
+        draft([path])
+
+
+def test_a_table_in_which_no_rule_holds_is_drafted(tmp_path):
+    draw = np.random.default_rng(0)
+    note = [f"n{value}" if value else "" for value in draw.integers(0, 90, ROWS)]
+    made, settings = drafted(table(tmp_path, age=None, plan=None, extra=None, note=note, churned=draw.choice(["yes", "no", ""], ROWS)))
+    assert all(rule["columns"] == ["churned"] for rule in settings["rules"])
+    path = table(tmp_path, age=None, plan=None, extra=None, note=note, code=note[::-1], churned=[f"c{value}" for value in draw.integers(0, 40, ROWS)])
+    made, settings = drafted(path, target="churned", positive="c1")
+    assert settings["rules"] == []
+
+
 def test_nothing_to_predict_says_so(tmp_path):
-    (tmp_path / "names.csv").write_text("name\nAnna\nBert\nCleo\n")
+    (tmp_path / "names.csv").write_text("name,born in\nAnna,Rome\nBert,Bern\nCleo,Kyiv\n")
     with pytest.raises(InputError, match="no column could be predicted"):
         drafted(tmp_path / "names.csv")
 

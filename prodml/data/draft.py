@@ -771,6 +771,10 @@ def draft(
         folder = Path(aside) / "ingest"
         read = read_files(files, given, nulls, folder)
         facts = {table: table_facts(folder / f"{table}.parquet") for table in read.tables}
+        if len(facts[read.main]) < 2:
+            only = _one_line("; ".join(facts[read.main]))[:80]
+            remedy = "Bring more columns; if another sign separates them in the file, give --delimiter."
+            raise InputError(f"the table has one column, {only!r}, and nothing to predict it from", remedy, file=files[0])
         failed: list[str] = []
         for target in guess_targets(facts[read.main], given):
             try:
@@ -779,7 +783,7 @@ def draft(
                 failed.append(str(fails))
                 if given.target:
                     break
-    raise InputError(f"no guess of the target works: {'; '.join(dict.fromkeys(failed))}", "Give --target COLUMN (and --positive VALUE), or bring more rows.", file=files[0])
+    raise InputError(f"no guess of the target works: {'; '.join(dict.fromkeys(failed))}", "Give --target COLUMN (and --positive VALUE), or bring more rows and columns.", file=files[0])
 
 
 class _GuessFails(Exception):
@@ -797,6 +801,7 @@ def _drafted(name: str, given: Given, nulls: list[str], read: Read, facts: dict[
     reasons = []
     for split in guess_splits(path, main, label, alike):
         made = _assembled(name, nulls, read, facts, folder, target, split, label)
+        _check_features(made, column)
         made.doubts[:0] = [*(f"another guess failed: {reason}" for reason in (*failed, *reasons)), *_label_doubts(main[column], target, label, split, path)]
         made.doubts += _column_doubts(made, main, alike, tells, split)
         made.text = _draft_text(made, nulls, _rules(read, facts, folder, split, column), main)
@@ -809,6 +814,17 @@ def _drafted(name: str, given: Given, nulls: list[str], read: Read, facts: dict[
             reasons.append(error.problem)
     rarer = {kind: int((label == kind).sum()) for kind in (1, 0)}
     raise _GuessFails(f"{column}: " + ("; ".join(reasons) or f"{rarer[1]:,} rows with label 1 and {rarer[0]:,} with label 0 give no three parts with both"))
+
+
+def _check_features(made: Draft, target: str) -> None:
+    "_GuessFails where the target would be all that is left."
+    others = [own for own in made.columns[made.read.main] if own.column != target]
+    if not any(own.became in ("number", "category", "flag", "time") for own in others):
+        what = "; ".join(f"{own.column}: {own.became}, {own.why}" for own in others[:_SHOWN_OTHERS])
+        raise _GuessFails(f"{target}: no column is left to predict it from ({what})")
+
+
+_SHOWN_OTHERS = 6
 
 
 def _with_threshold(target: Guess, path: Path) -> Guess:
@@ -938,7 +954,8 @@ def _draft_text(made: Draft, nulls: list[str], rules: list[dict[str, Any]], main
         lines += ["features:", f"  kinds: {yaml_value(dict.fromkeys(dropped, 'drop'))}"]
     if identifiers:
         lines += [f"roles: {yaml_value(dict.fromkeys(identifiers, 'identifier'))}"]
-    return "\n".join([*lines, "rules:", *(f"  - {yaml_value(rule)}" for rule in rules)]) + "\n"
+    lines += ["rules:", *(f"  - {yaml_value(rule)}" for rule in rules)] if rules else ["rules: []"]
+    return "\n".join(lines) + "\n"
 
 
 def _column_line(own: ColumnDraft, declared: Any) -> str:
