@@ -454,8 +454,8 @@ def _check_table(table: dict[str, Any], path: Path) -> None:
     if wrong or isinstance(table.get("skip"), bool) or table.get("skip", 0) < 0:
         raise InputError(f"conf/data declares {wrong[0] if wrong else 'skip'}: {table[wrong[0] if wrong else 'skip']!r}", "Give names in quotes, and skip as a number of lines from 0.", file=path)
     delimiter, tolerated = table.get("delimiter", ","), table.get("max_rejected_fraction", 0.0)
-    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n':
-        raise InputError(f"conf/data declares the delimiter {delimiter!r}", 'Give one character, as in delimiter: ";" or delimiter: "\\t".', file=path)
+    if not isinstance(delimiter, str) or len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n\0':
+        raise InputError(f"conf/data declares the delimiter {delimiter!r}", 'Give one ASCII character, as in delimiter: ";" or delimiter: "\\t".', file=path)
     if not isinstance(tolerated, (int, float)) or not 0 <= tolerated < 1:
         raise InputError(f"conf/data declares max_rejected_fraction: {tolerated!r}", "Give a fraction from 0 up to, not including, 1.", file=path)
 
