@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -266,6 +267,22 @@ def test_text_of_any_encoding_is_no_bytes(tmp_path, encoding):
     path = table(tmp_path, plan=[words[place % 7 // 3 % 2] for place in range(ROWS)])
     path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
     assert became(drafted(path, encoding=encoding)[0])["plan"] == "category"
+
+
+def test_one_endless_cell_takes_no_room_and_no_line(tmp_path):
+    long = "x" * 200_000
+    extra = np.random.default_rng(0).choice([f"v{number}" for number in range(30)], ROWS).astype(object)
+    age = np.random.default_rng(0).normal(45, 15, ROWS).round(1).astype(object)
+    extra[7] = age[9] = long
+    path = table(tmp_path, extra=extra, age=age, churned=np.where(np.arange(ROWS) % 3, "yes", "no"))
+    tracemalloc.start()
+    made, settings = drafted(path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 200e6, most
+    assert settings["tables"]["table"]["columns"]["age"] == {"type": "text"}
+    assert any("text, though more than 99% of the values are numbers, as in 'xxx" in doubt for doubt in made.doubts)
+    assert max(map(len, summary(made).splitlines())) < 5000
 
 
 def test_no_sign_of_the_draft_is_hidden(tmp_path):

@@ -145,7 +145,7 @@ def _declared(settled: Mapping[str, Any], columns: list[dict[str, Any]]) -> dict
     return {column["column"]: settled.get(column["column"], column["type"]) for column in columns if column["type"] != "dropped"}
 
 
-_TIME_NAME = re.compile(r"(?i)date|time|stamp|(^|_)(at|ts|day|when)$")
+_TIME_NAME = re.compile(r"(?i)date|time|stamp|month|period|(^|_)(at|ts|day|when)$")
 
 
 def _noted(read: Read, shown: dict[str, list[dict[str, Any]]]) -> bool:
@@ -155,7 +155,7 @@ def _noted(read: Read, shown: dict[str, list[dict[str, Any]]]) -> bool:
         name, form = column["column"], _time_format(note)
         text = re.search(r"all values are of the type (int|float|time)\b", note)
         if form and (form.startswith("%Y%m%d") or _TIME_NAME.search(name)):
-            declared, why = {"type": "time", "time_format": form}, f"whole numbers read as times ({form})"
+            declared, why = {"type": "time", "time_format": form}, f"numbers read as times ({form})"
         elif text and not name in read.tables[table].get("columns", {}):
             declared, why = text[1], f"text whose values are all of the type {text[1]}"
         else:
@@ -232,8 +232,11 @@ def _taken(read: Read, doubt: Doubt, given: Given) -> bool:
         if doubt.column in table.get("columns", {}):
             return False
         table.setdefault("columns", {})[doubt.column] = _with_nulls(best.declaration, given)
-    read.notes.setdefault((name, doubt.column), []).append(f"{best.why}, as in {best.example!r}" if best.example and repr(best.example) not in best.why else best.why)
+    read.notes.setdefault((name, doubt.column), []).append(f"{best.why}, as in {best.example[:_EXAMPLE]!r}" if best.example and repr(best.example) not in best.why else best.why)
     return True
+
+
+_EXAMPLE = 60
 
 
 def _with_nulls(declaration: dict[str, Any], given: Given) -> dict[str, Any]:
@@ -531,7 +534,12 @@ def groups(
             continue
         values = file.read(columns=[fact.column])[fact.column].combine_chunks()
         there = known & pc.is_valid(values).to_numpy(zero_copy_only=False)
-        kinds, codes = np.unique(values.filter(pa.array(there)).to_numpy(zero_copy_only=False).astype("U" if fact.kind == "text" else np.int64), return_inverse=True)
+        values = values.filter(pa.array(there))
+        if fact.kind == "text": # an array of numpy would give each the room of the longest
+            coded = values.dictionary_encode()
+            kinds, codes = coded.dictionary, coded.indices.to_numpy()
+        else:
+            kinds, codes = np.unique(values.to_numpy(zero_copy_only=False).astype(np.int64), return_inverse=True)
         alike = _alike(codes, label[there])
         # Of a number that merely predicts well, neighbouring values are alike too; of an identifier they are not.
         near = _alike(codes // 5, label[there]) if fact.kind == "int" else 0.0
@@ -965,8 +973,12 @@ def _column_line(own: ColumnDraft, declared: Any) -> str:
     return f"      {yaml_value(own.column)}: {declared if isinstance(declared, str) else yaml_value(declared)}   # {said}"
 
 
+_LINE = 2000
+
+
 def _one_line(text: str) -> str:
-    "The text without line ends and signs that cannot be printed."
+    "The text without line ends and signs that cannot be printed, and not longer than a person reads."
+    text = text if len(text) <= _LINE else f"{text[:_LINE]} ... and {len(text) - _LINE:,} characters more"
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 # %% ../../nbs/1_data/03_draft.ipynb #aab77a50
