@@ -1,6 +1,7 @@
 """`prodml data draft`: tables as strangers bring them become a conf/data file that works, or one clear question."""
 
 import csv
+import decimal
 import json
 import tracemalloc
 
@@ -267,6 +268,20 @@ def test_text_of_any_encoding_is_no_bytes(tmp_path, encoding):
     path = table(tmp_path, plan=[words[place % 7 // 3 % 2] for place in range(ROWS)])
     path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
     assert became(drafted(path, encoding=encoding)[0])["plan"] == "category"
+
+
+def test_decimals_and_numbers_beyond_64_bits_of_a_parquet_file_are_drafted_in_doubt(tmp_path):
+    draw = np.random.default_rng(0)
+    age = draw.normal(45, 15, ROWS)
+    wide = pa.array([decimal.Decimal(int(value)) / 100 for value in draw.integers(1, 9_999, ROWS)], pa.decimal128(38, 2))
+    big = pa.array([2**64 - 1 - int(value) for value in draw.integers(0, 9, ROWS)], pa.uint64())
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"age": age, "wide": wide, "big": big, "churned": np.where(age > 45, "yes", "no")}), path)
+    made, settings = drafted(path)
+    assert became(made) == {"age": "number", "wide": "number", "big": "category", "churned": "target"}
+    assert settings["tables"]["table"]["columns"]["wide"] == {"type": "float"}
+    assert any("wide: numbers of the type decimal128(38, 2), rounded" in doubt for doubt in made.doubts)
+    assert any("big: uint64 beyond the type int, kept as text" in doubt for doubt in made.doubts)
 
 
 def test_one_endless_cell_takes_no_room_and_no_line(tmp_path):

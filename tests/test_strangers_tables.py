@@ -215,6 +215,14 @@ def test_lines_above_the_header(tmp_path, above):
     assert table.column_names == ["age", "city", "at", "paid", "source_row"] and table.num_rows == 12
 
 
+def test_no_row_becomes_the_header_where_the_header_does_not_fit(tmp_path):
+    for header in ("id,age,city,at,paid\n", "age,city,at,paid,\n", "Report,2021\n"):
+        with pytest.raises(InputError, match="most rows have 4.*--skip 1 --no-header") as caught:
+            took(tmp_path, header + ROWS)
+        assert not isinstance(caught.value, Doubt)
+    assert took(tmp_path, "id,age,city,at,paid\n" + ROWS, skip=1, header=["a", "b", "c", "d"])[0].num_rows == 12
+
+
 def test_no_header(tmp_path):
     assert "no header" in str(asked(tmp_path, ROWS))
     assert asked(tmp_path, "p,x,s\ne,x,s\np,y,n\n" * 3).proposals[0].declaration == {"header": ["column_1", "column_2", "column_3"]}

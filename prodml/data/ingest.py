@@ -26,7 +26,7 @@ from ..core.files import artifact, project_root, read_json, sha256_of, write_jso
 from ..core.progress import progress
 from .byte_streams import unchanged
 from .cell_types import ARROW_TYPES, Reading, converted, declared_readings
-from .column_looks import Doubt, Looks, as_yaml, inferred_type, misfit, notes
+from .column_looks import Doubt, Looks, Proposal, as_yaml, inferred_type, misfit, notes
 from .csv_rows import Rejects, as_line, check_names, csv_batches
 
 # %% ../../nbs/1_data/01_ingest.ipynb #6711e2ca
@@ -265,7 +265,9 @@ class ParquetColumn:
         text = self.kind == "text" and not pa.types.is_null(field.type) and not pa.types.is_boolean(field.type)
         self.looks = Looks(replace(declared, kind=None if declared.kind is None else "text")) if text else None
         if self.kind == "decimal" and not declared.kind:
-            raise InputError(f"the column has the type {field.type}, of which a float does not hold all digits", "Declare it as float or text in conf/data (tables.<table>.columns).", file=path, column=field.name)
+            proposal = Proposal({"type": "float"}, 1.0, "", None, f"numbers of the type {field.type}, rounded to the 15 digits of a float")
+            remedy = "Declare it as float or text in conf/data (tables.<table>.columns)."
+            raise Doubt(f"the column has the type {field.type}, of which a float does not hold all digits", remedy, [proposal], file=path, column=field.name)
         if declared.kind and self.kind == "dropped":
             raise InputError(f"conf/data declares the type {declared.kind}, and {self.why}", "Take the column out of the declaration, or list it under tables.<table>.drop.", file=path, column=field.name)
         self.settle(declared.kind or self.kind, "declared" if declared.kind else self.why)
@@ -297,7 +299,9 @@ class ParquetColumn:
         try:
             return self._cast(values, first_row)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise InputError(f"the column does not fit the type {self.kind} ({error})", "Declare another type in conf/data, such as text.", file=self.path, column=self.name) from None
+            given = [] if self.declared.kind else [Proposal({"type": "text"}, 1.0, "", None, f"{values.type} beyond the type {self.kind}, kept as text")]
+            remedy = "Declare another type in conf/data, such as text."
+            raise Doubt(f"the column does not fit the type {self.kind} ({error})", remedy, given, file=self.path, column=self.name) from None
 
     def _cast(self, values: pa.Array, first_row: int) -> pa.Array:
         of, kind = pa.types, values.type
