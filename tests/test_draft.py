@@ -284,6 +284,39 @@ def test_decimals_and_numbers_beyond_64_bits_of_a_parquet_file_are_drafted_in_do
     assert any("big: uint64 beyond the type int, kept as text" in doubt for doubt in made.doubts)
 
 
+@pytest.mark.parametrize("kind", ["time", "float"])
+def test_a_column_that_is_only_known_for_one_label_is_named(tmp_path, kind):
+    churned = np.random.default_rng(0).choice(["yes", "no"], ROWS)
+    values = days() if kind == "time" else np.round(np.random.default_rng(1).normal(size=ROWS), 4).astype(str)
+    made, _ = drafted(table(tmp_path, closed=np.where(churned == "yes", values, ""), churned=churned))
+    assert any("closed tells churned alone (it is known for one label and missing for the other)" in doubt for doubt in made.doubts)
+    some = np.where(np.arange(ROWS) % 3, values, "")
+    assert not any("tells churned" in doubt for doubt in drafted(table(tmp_path, closed=some, churned=churned))[0].doubts)
+
+
+def test_an_estimate_of_the_number_of_values_is_no_more_than_there_are_rows_and_is_called_one(tmp_path):
+    draw = np.random.default_rng(0)
+    made, _ = drafted(table(tmp_path, extra=[f"u{value}" for value in draw.integers(0, 150, ROWS)], code=draw.normal(size=ROWS)))
+    assert [own.why for own in made.columns["table"] if own.column == "extra"][0].startswith("about ")
+    with pytest.raises(InputError, match="about (400|3..) values.*Leave --positive out"):
+        drafted(table(tmp_path, code=draw.normal(size=ROWS)), target="code", positive="3")
+
+
+def test_a_target_of_one_value_and_blanks_says_what_to_do(tmp_path):
+    with pytest.raises(InputError, match="one value, 'yes' and 200 rows without one.*write it as one in the file"):
+        drafted(table(tmp_path, churned=["yes", ""] * (ROWS // 2)), target="churned")
+    with pytest.raises(InputError, match="has no value, so"):
+        drafted(table(tmp_path, churned=[""] * ROWS), target="churned")
+
+
+@pytest.mark.parametrize("values, positive, wanted", [([1, 0], "1.0", 1), (["Yes", "No"], "yes", "Yes"), (["yes ", "no"], "yes", "yes "), (["Yes", "yes"], "yes", "yes")])
+def test_the_value_that_a_person_names_is_found_in_another_writing(tmp_path, values, positive, wanted):
+    churned = np.array(values, object)[np.random.default_rng(0).integers(0, 2, ROWS)]
+    for given in ({}, {"target": "churned"}):
+        made, settings = drafted(table(tmp_path, churned=churned, plan=None, extra=None), positive=positive, **given)
+        assert settings["target"] == {"column": "churned", "positive": wanted}
+
+
 def test_one_endless_cell_takes_no_room_and_no_line(tmp_path):
     long = "x" * 200_000
     extra = np.random.default_rng(0).choice([f"v{number}" for number in range(30)], ROWS).astype(object)

@@ -284,6 +284,12 @@ class Facts:
     low: Any = None # the smallest value of a number or time
     high: Any = None # the largest
     counts: dict[Any, int] = field(default_factory=dict) # rows by value, where there are up to 50 values
+    exact: bool = True # whether `values` was counted and not estimated
+
+    @property
+    def shown(self) -> str:
+        "How many different values, for a person."
+        return f"{self.values:,} values" if self.exact else f"about {self.values:,} values"
 
     @property
     def unique(self) -> bool:
@@ -303,7 +309,7 @@ def table_facts(
         found |= _facts(table.select(names[start : start + _COLUMNS]))
     connection.disconnect()
     for name, counts in _value_counts(path, [name for name in names if found[name].values <= 2 * _COUNTED]).items():
-        found[name].values, found[name].counts = len(counts), counts if len(counts) <= _COUNTED else {}
+        found[name].values, found[name].counts, found[name].exact = len(counts), counts if len(counts) <= _COUNTED else {}, True
     return found
 
 
@@ -320,13 +326,17 @@ def _facts(table: ir.Table) -> dict[str, Facts]:
             finite = value.isinf().ifelse(ibis.null("float64"), value) if kinds[name] == "float" else value
             asked |= {f"low{place}": finite.min(), f"high{place}": finite.max()}
     row = table.agg(**asked).to_pyarrow().to_pylist()[0]
-    found = {name: Facts(name, kind, row["rows"], row[f"missing{place}"], row[f"values{place}"], row.get(f"low{place}"), row.get(f"high{place}")) for place, (name, kind) in enumerate(kinds.items())}
+    found = {}
+    for place, (name, kind) in enumerate(kinds.items()):
+        missing = row[f"missing{place}"]
+        values = min(row[f"values{place}"], row["rows"] - missing)
+        found[name] = Facts(name, kind, row["rows"], missing, values, row.get(f"low{place}"), row.get(f"high{place}"), exact=False)
     # The estimate is a few percent off: nearly unique columns are counted exactly.
     near = [fact for fact in found.values() if fact.kind in ("int", "text") and fact.values > 0.8 * (fact.rows - fact.missing) > 0]
     if near:
         exact = table.agg(**{f"n{place}": table[fact.column].nunique() for place, fact in enumerate(near)}).to_pyarrow().to_pylist()[0]
         for place, fact in enumerate(near):
-            fact.values = exact[f"n{place}"]
+            fact.values, fact.exact = exact[f"n{place}"], True
     return found
 
 
@@ -401,7 +411,7 @@ def guess_targets(
     # A number or a text of several values is mostly the answer if it stands last; most names above are names of yes and no.
     rest = [fact for fact in (*usable[-1:], *named, *reversed(usable)) if 2 < fact.values and (fact.kind != "text" or fact.values <= min(FEW_VALUES, fact.rows / 5))]
     if given.positive is not None:
-        two, rest = [fact for fact in [*two, *rest] if given.positive in map(str, fact.counts)], []
+        two, rest = [fact for fact in [*two, *rest] if _chosen(fact, given.positive) is not None], []
     unique = list({fact.column: fact for fact in [*two, *rest]}.values())
     if not unique:
         problem = "no column could be predicted: none has two values, and none is a number" if given.positive is None else f"no column has the value {given.positive!r}"
@@ -424,15 +434,20 @@ def _target_of(fact: Facts, positive: str | None, why: str) -> Guess:
     "The declaration of a target on a column."
     fact, repairs = target_repairs(fact) if fact.kind == "text" else (fact, [])
     if fact.values < 2:
-        raise InputError("the column has one value, so there is nothing to predict", "Name another --target.", column=fact.column)
+        only = f"one value, {next(iter(fact.counts))!r}" if fact.counts else "no value"
+        blank = f" and {fact.missing:,} rows without one" if fact.values and fact.missing else ""
+        fill = " If an empty cell is an answer, write it as one in the file, such as 'no'." if blank else ""
+        raise InputError(f"the column has {only}{blank}, so there is nothing to predict", f"Name another --target.{fill}", column=fact.column)
     if positive is None and fact.values > 2 and fact.kind in ("int", "float"):
         at_least, said = _threshold(fact)
         return Guess({"column": fact.column, "at_least": at_least}, f"{why}; {said}")
     if not fact.counts:
         remedy = "Name another --target: a column of two values, of up to 50, or a number."
-        raise InputError(f"the column has {fact.values:,} values", remedy, column=fact.column)
+        if fact.kind in ("int", "float"):
+            remedy = "Leave --positive out: label 1 then begins at the median, and at_least in conf/data moves it."
+        raise InputError(f"the column has {fact.shown}", remedy, column=fact.column)
     if positive is not None:
-        chosen = next((value for value in fact.counts if str(value) == positive or _same_number(value, positive)), None)
+        chosen = _chosen(fact, positive)
         if chosen is None:
             known = _listed([repr(str(value)) for value in fact.counts], 12)
             raise InputError(f"the column has no value {positive!r}", f"Its values are {known}.", column=fact.column)
@@ -443,6 +458,13 @@ def _target_of(fact: Facts, positive: str | None, why: str) -> Guess:
     said = f"; {chosen!r} against the other {fact.values - 1} values" if rest else f"; {chosen!r} is label 1"
     said += f"; its spellings are made one by {' and '.join(repairs)}" if repairs else ""
     return Guess({"column": fact.column, "positive": chosen, **rest}, why + said, tuple(repairs))
+
+
+def _chosen(fact: Facts, positive: str) -> Any:
+    "The value that a person named: exactly so, or another writing of it where only one is like it; None if there is none."
+    exact = [value for value in fact.counts if str(value) == positive or _same_number(value, positive)]
+    alike = [value for value in fact.counts if str(value).strip().casefold() == positive.strip().casefold()]
+    return exact[0] if exact else alike[0] if len(alike) == 1 else None
 
 
 def _same_number(value: Any, text: str) -> bool:
@@ -515,6 +537,9 @@ def telling(
         elif fact.kind != "text":
             values = file.read(columns=[fact.column])[fact.column].to_numpy()
             there = known & ~(np.isnat(values) if fact.kind == "time" else np.isnan(values.astype(float)))
+            cells = np.bincount(2 * there[known] + label[known], minlength=4).reshape(2, 2)
+            if cells.sum(axis=1).all() and cells.min(axis=1).sum() <= 0.01 * rarer:
+                found[fact.column] = "it is known for one label and missing for the other"
             ones, zeros = values[there & (label == 1)], values[there & (label == 0)]
             if min(len(ones), len(zeros)) >= 10 and (ones.min() > zeros.max() or ones.max() < zeros.min()):
                 found[fact.column] = "a threshold parts the labels"
@@ -734,7 +759,7 @@ def column_draft(
     if fact.kind == "time":
         return ColumnDraft(name, "time", f"{fact.low:%Y-%m-%d} to {fact.high:%Y-%m-%d}{missing}; its parts become features")
     if fact.kind == "text":
-        return ColumnDraft(name, "category", f"{fact.values:,} values{missing}", _many(fact))
+        return ColumnDraft(name, "category", f"{fact.shown}{missing}", _many(fact))
     if max(abs(fact.low), abs(fact.high)) > FLOAT32_MAX:
         return ColumnDraft(
             name, "too large", f"dropped: {fact.low:.3g} to {fact.high:.3g}, and the numbers of a network end at 3.4e38",
@@ -750,7 +775,7 @@ def _share(part: float) -> str:
 
 def _many(fact: Facts) -> list[str]:
     share = fact.values / max(1, fact.rows - fact.missing)
-    return [f"{fact.values:,} different values in {fact.rows - fact.missing:,} rows: rare ones count as unknown"] if share > 0.3 and fact.values > FEW_VALUES else []
+    return [f"{fact.shown} in {fact.rows - fact.missing:,} rows: rare ones count as unknown"] if share > 0.3 and fact.values > FEW_VALUES else []
 
 # %% ../../nbs/1_data/03_draft.ipynb #edb04e4b
 @dataclass
@@ -932,7 +957,7 @@ def _column_doubts(made: Draft, main: Mapping[str, Facts], alike: list[tuple[str
         if column != split.declared.get("column"):
             found.append(f"{column} repeats ({evidence}); to keep its rows together: split: {{by: random, column: {yaml_value(column)}, validation: 0.15, test: 0.15, seed: 0}}")
     named = [fact for fact in main.values() if ID_NAME.search(fact.column) and fact.kind in ("int", "text") and 1 < fact.values < fact.rows and not identifier_reason(fact)]
-    found += [f"{fact.column} looks like an identifier that repeats ({fact.values:,} values); if rows of one {fact.column} belong together, split by it; if it only numbers things, features.kinds: drop" for fact in named if fact.column not in [one[0] for one in alike] and fact.values > FEW_VALUES]
+    found += [f"{fact.column} looks like an identifier that repeats ({fact.shown}); if rows of one {fact.column} belong together, split by it; if it only numbers things, features.kinds: drop" for fact in named if fact.column not in [one[0] for one in alike] and fact.values > FEW_VALUES]
     late = split.declared.get("column")
     if split.declared["by"] == "time" and "draw days" in split.why:
         found.append(f"{late}: {split.why.partition('; ')[2]}")
