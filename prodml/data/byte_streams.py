@@ -211,7 +211,7 @@ def _codec(declared: str | None, bom: tuple[bytes, str] | None, path: Path) -> s
         name = codecs.lookup(declared or "utf-8").name
         if not codecs.lookup(name)._is_text_encoding:
             raise LookupError
-        codecs.getincrementaldecoder(name)(errors="prodml.marked").decode(b"a,b\n")
+        codecs.getincrementaldecoder(name)(errors="prodml.marked").decode(b"")
     except (LookupError, UnicodeError): # a codec of texts that are no files, such as idna, takes no handler of errors
         raise InputError(f"conf/data declares the encoding {declared!r}", "Name one that Python knows, such as utf-8, cp1252, latin-1 or utf-16.", file=path) from None
     if bom and declared and not bom[1].startswith(name.removesuffix("-sig")):
