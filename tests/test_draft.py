@@ -3,6 +3,7 @@
 import csv
 import decimal
 import json
+import os
 import tracemalloc
 
 import numpy as np
@@ -212,6 +213,19 @@ def test_a_table_in_which_no_rule_holds_is_drafted(tmp_path):
     path = table(tmp_path, age=None, plan=None, extra=None, note=note, code=note[::-1], churned=[f"c{value}" for value in draw.integers(0, 40, ROWS)])
     made, settings = drafted(path, target="churned", positive="c1")
     assert settings["rules"] == []
+
+
+def test_a_pipe_is_not_called_missing(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="no regular file but a pipe or a device. Write it to a file first"):
+        draft([tmp_path / "pipe"])
+
+
+def test_a_day_that_does_not_exist_is_answered_with_an_option(tmp_path):
+    path = table(tmp_path, at=["2021-02-30", *days()[1:]])
+    with pytest.raises(InputError, match="'2021-02-30' is not a time.*For a draft: --null and the text, or --max-rejected 0.01"):
+        drafted(path)
+    assert became(drafted(path, null=("2021-02-30",))[0])["at"] == "time"
 
 
 def test_nothing_to_predict_says_so(tmp_path):

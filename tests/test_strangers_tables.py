@@ -4,6 +4,7 @@ import argparse
 import gzip
 import io
 import json
+import tarfile
 import zipfile
 from datetime import datetime
 from pathlib import Path
@@ -295,6 +296,26 @@ def test_what_is_no_csv_is_told_as_what_it_is(tmp_path, kind, packed):
 
 
 # Parquet
+
+
+def test_a_file_under_another_kind_of_name_is_told_which_name(tmp_path):
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "t.pq")
+    for name, content, said in (
+        ("t.pq", (tmp_path / "t.pq").read_bytes(), "Name it .parquet"),
+        ("t.parquet", b"a,b\n1,2\n", "Name it .csv if it is text"),
+        ("t.parquet", b"PAR1" + b"\0" * 100, r"Parquet or is cut short .*\. Fetch the file again"),
+    ):
+        with pytest.raises(InputError, match=said):
+            took(tmp_path, content, name)
+
+
+@pytest.mark.parametrize("name", ["t.tar", "t.tar.gz"])
+def test_a_tar_archive_is_told_as_what_it_is(tmp_path, name):
+    (tmp_path / "inner.csv").write_text("a,b\n1,2\n")
+    with tarfile.open(tmp_path / name, "w:gz" if name.endswith("gz") else "w") as archive:
+        archive.add(tmp_path / "inner.csv", "inner.csv")
+    with pytest.raises(InputError, match="a tar archive, not CSV text. Take the table out"):
+        took(tmp_path, (tmp_path / name).read_bytes(), name)
 
 
 def test_no_parquet_type_refuses_the_table(tmp_path):

@@ -38,7 +38,7 @@ from ..core.errors import InputError
 from ..core.files import project_root, read_json, written
 from ..core.progress import progress
 from .clean import clean
-from .byte_streams import Utf8Stream, opened_csv
+from .byte_streams import Utf8Stream, opened_csv, require_file
 from .column_looks import Doubt
 from .contract import kind_of, partitions, present
 from .csv_rows import HEADER_BYTES
@@ -116,11 +116,8 @@ def read_files(
     target: Path, # the folder to write typed Parquet to
 ) -> Read:
     "Read the files, declaring what ingest doubts where one answer is the best; InputError lists all questions that are left."
-    absent = [file for file in files if not file.is_file()]
-    if absent:
-        folder = absent[0].is_dir()
-        remedy = "Name the files in it." if folder else "Look at the path."
-        raise InputError("this is a folder" if folder else "there is no such file", remedy, file=absent[0])
+    for file in files:
+        require_file(file, "Look at the path.")
     folders = {file.resolve().parent for file in files}
     names = [safe_name(file.name.split(".")[0]) for file in files]
     if len(folders) != 1 or len(set(names)) < len(files):
@@ -192,8 +189,10 @@ def _settle(read: Read, given: Given, null_values: list[str], target: Path) -> N
         except InputError as error:
             if _recoded(read, error):
                 continue
-            if "max_rejected_fraction" in error.remedy and given.max_rejected is None:
-                remedy = f"{error.remedy} For a draft: --max-rejected 0.01."
+            cell = error.row is not None and "null_values" in error.remedy
+            if ("max_rejected_fraction" in error.remedy or cell) and given.max_rejected is None:
+                options = "--null and the text, or --max-rejected 0.01" if cell else "--max-rejected 0.01"
+                remedy = f"{error.remedy} For a draft: {options}."
                 raise InputError(error.problem, remedy, file=error.file, column=error.column, row=error.row) from None
             raise
     raise InputError("the file raises ever new doubts", "Declare how it is written by hand: see conf/data/flights.yaml.", file=read.folder)

@@ -210,8 +210,14 @@ def ingest_parquet(
                 raise InputError("no column can be read", "A table needs columns of numbers, times or text.", file=path)
             write_batches(target, (sampled(batch, fraction) for batch in _parquet_batches(file, kept)))
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"the file is not Parquet or is cut short ({str(error)[:200]})", "Fetch the file again.", file=path) from None
+            remedy = "Fetch the file again" if _is_parquet(path) else "Name it .csv if it is text; else fetch it again"
+            raise InputError(f"the file is not Parquet or is cut short ({str(error)[:200]})", f"{remedy}.", file=path) from None
     return [column.result() for column in columns.values()] + _dropped(table)
+
+
+def _is_parquet(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(4) == b"PAR1"
 
 
 def _parquet_batches(file: pq.ParquetFile, columns: dict[str, "ParquetColumn"]) -> Iterator[pa.RecordBatch]:

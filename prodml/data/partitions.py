@@ -26,6 +26,7 @@ from ..core.errors import InputError
 from ..core.files import read_json, sha256_of, write_json
 from .cell_types import ARROW_TYPES, declared_type
 from .csv_rows import Rejects, csv_batches
+from .byte_streams import require_file
 from .ingest import ingest_csv, ingest_parquet, verified_partitions
 
 # %% ../../nbs/1_data/02_partitions.ipynb #1154c8dd
@@ -348,8 +349,7 @@ def receive(
     now: datetime, # UTC; a later event cannot be true
 ) -> Verdict:
     "Take a delivery into the feed, or set it aside; InputError if the file is missing, the feed is locked, or an accepted day was tampered with."
-    if not path.is_file():
-        raise InputError("there is no such file", "Name the delivered file.", file=path)
+    require_file(path, "Name the delivered file.")
     with locked(feed.folder):
         complete(feed.folder)
         aside = feed.folder / ".next"
