@@ -331,6 +331,41 @@ def test_the_value_that_a_person_names_is_found_in_another_writing(tmp_path, val
         assert settings["target"] == {"column": "churned", "positive": wanted}
 
 
+@pytest.mark.parametrize("name, values, became_", [
+    ("", np.arange(ROWS) * 2 + 5, "identifier"), ("no", np.random.default_rng(0).permutation(ROWS) + 1.0, "identifier"),
+    ("no", np.random.default_rng(0).permutation(ROWS) + 0.5, "number"), ("no", np.arange(ROWS) // 2 * 1.0, "number"),
+])
+def test_an_index_with_gaps_and_row_numbers_with_a_point_are_no_features(tmp_path, name, values, became_):
+    path = table(tmp_path, **{name: values})
+    lines = [row.split(",") for row in path.read_text().splitlines()]
+    path.write_text("".join(",".join([*row[3:], *row[:3]]) + "\n" for row in lines))
+    assert became(drafted(path)[0])[name or "unnamed_1"] == became_
+    age = np.random.default_rng(1).normal(size=ROWS)
+    frame = pd.DataFrame({"age": age, "churned": np.where(np.arange(ROWS) % 3, "yes", "no"), "__index_level_0__": np.arange(ROWS) * 2 + 5})
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), tmp_path / "frame.parquet")
+    assert became(drafted(tmp_path / "frame.parquet", target="churned")[0])["__index_level_0__"] == "identifier"
+
+
+def test_a_column_that_features_drops_is_not_called_a_number(tmp_path):
+    made, settings = drafted(table(tmp_path, step=np.arange(ROWS) * 2 + 5))
+    assert became(made)["step"] == "dropped" and "step: int   # dropped: by features: a row number" in made.text
+    assert any("step is no feature: a row number" in doubt and "features.kinds: number" in doubt for doubt in made.doubts)
+
+
+@pytest.mark.parametrize("values, said", [(["a", "b"], True), ([1, 2], True), ([0, 1], False), ([-1, 1], False), (["yes", "no"], False)])
+def test_which_value_is_label_1_is_in_doubt_where_nothing_says_it(tmp_path, values, said):
+    churned = np.array(values, object)[np.random.default_rng(0).integers(0, 2, ROWS)]
+    path = table(tmp_path, churned=churned, plan=None, extra=None)
+    assert any("as label 1 is a guess; if it is another, give --positive" in doubt for doubt in drafted(path)[0].doubts) == said
+    assert not any("label 1 is a guess" in doubt for doubt in drafted(path, positive=str(values[0]))[0].doubts)
+
+
+def test_a_random_split_beside_what_may_be_a_time_is_in_doubt(tmp_path):
+    made, settings = drafted(table(tmp_path, sale_date=44_000 + np.arange(ROWS) % 300))
+    assert settings["split"]["by"] == "random"
+    assert any("at random, and sale_date may be a time by its name" in doubt for doubt in made.doubts)
+
+
 def test_one_endless_cell_takes_no_room_and_no_line(tmp_path):
     long = "x" * 200_000
     extra = np.random.default_rng(0).choice([f"v{number}" for number in range(30)], ROWS).astype(object)

@@ -284,6 +284,7 @@ class Facts:
     high: Any = None # the largest
     counts: dict[Any, int] = field(default_factory=dict) # rows by value, where there are up to 50 values
     exact: bool = True # whether `values` was counted and not estimated
+    whole: bool = True # of a float: whether all its values are whole numbers
 
     @property
     def shown(self) -> str:
@@ -324,14 +325,17 @@ def _facts(table: ir.Table) -> dict[str, Facts]:
         if kinds[name] != "text":
             finite = value.isinf().ifelse(ibis.null("float64"), value) if kinds[name] == "float" else value
             asked |= {f"low{place}": finite.min(), f"high{place}": finite.max()}
+        if kinds[name] == "float":
+            asked[f"whole{place}"] = (value % 1 == 0).all()
     row = table.agg(**asked).to_pyarrow().to_pylist()[0]
     found = {}
     for place, (name, kind) in enumerate(kinds.items()):
         missing = row[f"missing{place}"]
         values = min(row[f"values{place}"], row["rows"] - missing)
         found[name] = Facts(name, kind, row["rows"], missing, values, row.get(f"low{place}"), row.get(f"high{place}"), exact=False)
+        found[name].whole = row.get(f"whole{place}") is not False
     # The estimate is a few percent off: nearly unique columns are counted exactly.
-    near = [fact for fact in found.values() if fact.kind in ("int", "text") and fact.values > 0.8 * (fact.rows - fact.missing) > 0]
+    near = [fact for fact in found.values() if (fact.kind in ("int", "text") or fact.kind == "float" and fact.whole) and fact.values > 0.8 * (fact.rows - fact.missing) > 0]
     if near:
         exact = table.agg(**{f"n{place}": table[fact.column].nunique() for place, fact in enumerate(near)}).to_pyarrow().to_pylist()[0]
         for place, fact in enumerate(near):
@@ -351,16 +355,19 @@ def _value_counts(path: Path, names: list[str]) -> dict[str, dict[Any, int]]:
     return {name: dict(sorted(counts.items(), key=lambda item: (str(type(item[0])), item[0]))) for name, counts in found.items()}
 
 # %% ../../nbs/1_data/03_draft.ipynb #0b023797
+_INDEX = re.compile(r"__index_level_\d+__") # as pandas names an index without a name
+
+
 def identifier_reason(
     fact: Facts, # of a column
 ) -> str | None:
     "Why the column tells rows apart and nothing else; None if it does not."
     there = fact.rows - fact.missing
-    if there < 20 or fact.kind in ("float", "time"):
+    if there < 20 or fact.kind == "time" or (fact.kind == "float" and not fact.whole):
         return None
-    if fact.kind == "int" and fact.unique and fact.high - fact.low == fact.rows - 1:
-        return f"a row number: each whole number from {fact.low:,} to {fact.high:,} once"
-    if fact.values == there and (fact.kind == "text" or ID_NAME.search(fact.column) or fact.low > 99_999):
+    if fact.kind != "text" and fact.unique and fact.high - fact.low == fact.rows - 1:
+        return f"a row number: each whole number from {fact.low:,.0f} to {fact.high:,.0f} once"
+    if fact.values == there and (fact.kind == "text" or ID_NAME.search(fact.column) or _INDEX.fullmatch(fact.column) or fact.low > 99_999):
         return "an identifier: every row has its own value"
     if fact.values >= 0.95 * there and fact.kind == "text":
         return f"an identifier: {fact.values:,} different values in {there:,} rows"
@@ -378,6 +385,7 @@ class Guess:
     declared: dict[str, Any] # as conf/data declares it
     why: str # for the draft
     repairs: tuple[str, ...] = () # of a target: text repairs that make its values two
+    sure: bool = True # of a target: whether a person or a word such as yes says which value is label 1
     parts: str = "" # of a split: how the rarer class falls on its parts
 
 
@@ -446,17 +454,18 @@ def _target_of(fact: Facts, positive: str | None, why: str) -> Guess:
             remedy = "Leave --positive out: label 1 then begins at the median, and at_least in conf/data moves it."
         raise InputError(f"the column has {fact.shown}", remedy, column=fact.column)
     if positive is not None:
-        chosen = _chosen(fact, positive)
+        chosen, sure = _chosen(fact, positive), True
         if chosen is None:
             known = _listed([repr(str(value)) for value in fact.counts], 12)
             raise InputError(f"the column has no value {positive!r}", f"Its values are {known}.", column=fact.column)
     else:
         likely = [value for value in fact.counts if str(value).strip().lower() in _YES] if fact.values == 2 else []
+        sure = len(likely) == 1 and (fact.kind == "text" or 0 in fact.counts or -1 in fact.counts)
         chosen = likely[0] if len(likely) == 1 else min(fact.counts, key=lambda value: (fact.counts[value], str(value)))
     rest = {"against": "rest"} if fact.values > 2 else {}
     said = f"; {chosen!r} against the other {fact.values - 1} values" if rest else f"; {chosen!r} is label 1"
     said += f"; its spellings are made one by {' and '.join(repairs)}" if repairs else ""
-    return Guess({"column": fact.column, "positive": chosen, **rest}, why + said, tuple(repairs))
+    return Guess({"column": fact.column, "positive": chosen, **rest}, why + said, tuple(repairs), sure)
 
 
 def _chosen(fact: Facts, positive: str) -> Any:
@@ -834,11 +843,13 @@ def _drafted(name: str, given: Given, nulls: list[str], read: Read, facts: dict[
     for split in guess_splits(path, main, label, alike):
         made = _assembled(name, nulls, read, facts, folder, target, split, label)
         _check_features(made, column)
-        made.doubts[:0] = [*(f"another guess failed: {reason}" for reason in (*failed, *reasons)), *_label_doubts(main[column], target, label, split, path)]
+        made.doubts[:0] = [*(f"another guess failed: {reason}" for reason in (*failed, *reasons)), *_label_doubts(main, target, label, split, path)]
         made.doubts += _column_doubts(made, main, alike, tells, split)
-        made.text = _draft_text(made, nulls, _rules(read, facts, folder, split, column), main)
+        rules = _rules(read, facts, folder, split, column)
+        made.text = _draft_text(made, nulls, rules, main)
         try:
-            tried(made, folder, label)
+            _correct(made, tried(made, folder, label))
+            made.text = _draft_text(made, nulls, rules, main)
             return made
         except InputError as error:
             if error.column not in ("split", column):
@@ -846,6 +857,15 @@ def _drafted(name: str, given: Given, nulls: list[str], read: Read, facts: dict[
             reasons.append(error.problem)
     rarer = {kind: int((label == kind).sum()) for kind in (1, 0)}
     raise _GuessFails(f"{column}: " + ("; ".join(reasons) or f"{rarer[1]:,} rows with label 1 and {rarer[0]:,} with label 0 give no three parts with both"))
+
+
+def _correct(made: Draft, kinds: Mapping[str, tuple[str, str]]) -> None:
+    "Say of a column that `features` drops that it is dropped, whatever it was taken for."
+    for own in made.columns[made.read.main]:
+        kind, why = kinds.get(feature_name(own.column), (None, None))
+        if kind == "drop" and own.became in ("number", "category", "flag"):
+            made.doubts.append(f"{own.column} is no feature: {why}; to keep it: features.kinds: {own.became.replace('flag', 'category')}")
+            own.became, own.why = "dropped", f"by features: {why}"
 
 
 def _check_features(made: Draft, target: str) -> None:
@@ -905,9 +925,9 @@ def _one_column(report: Mapping[str, Any], fact: Facts | None, main: bool, targe
     return own
 
 
-def _label_doubts(fact: Facts, target: Guess, label: np.ndarray, split: Guess, path: Path) -> list[str]:
+def _label_doubts(main: Mapping[str, Facts], target: Guess, label: np.ndarray, split: Guess, path: Path) -> list[str]:
     "What is in doubt about the target and the split."
-    found, rarer = [], int(min((label == 1).sum(), (label == 0).sum()))
+    fact, found, rarer = main[target.declared["column"]], [], int(min((label == 1).sum(), (label == 0).sum()))
     if fact.missing:
         found.append(f"{fact.missing:,} rows have no {fact.column}: they are neither trained on nor scored")
     if "at_least" in target.declared and not target.why.startswith("asked for"):
@@ -916,6 +936,9 @@ def _label_doubts(fact: Facts, target: Guess, label: np.ndarray, split: Guess, p
         found.append(f"the rarer class has {rarer:,} of {len(label):,} rows ({split.parts}): scores will be uncertain")
     if split.declared["by"] == "random" and (times := split.why.partition(": ")[2].partition("; the rows of")[0]) != _NO_TIMES:
         found.append(f"the split is at random and not by time: {times}")
+    elif split.declared["by"] == "random" and (named := [other.column for other in main.values() if other.kind != "time" and other.column != fact.column and _TIME_NAME.search(other.column)]):
+        remedy = "declare how it is written (time_format), and split by it if rows came about at that time"
+        found.append(f"the split is at random, and {_listed(named)} may be a time by its name: {remedy}")
     if copies := repeated_rows(path):
         apart = ", and a random split puts copies on both sides" if split.declared["by"] == "random" else ""
         found.append(
@@ -923,6 +946,8 @@ def _label_doubts(fact: Facts, target: Guess, label: np.ndarray, split: Guess, p
             "a repair takes them out (deduplicate, with all columns)"
         )
     alike = _variants(fact.counts)
+    if "positive" in target.declared and not target.sure:
+        found.append(f"{target.declared['positive']!r} as label 1 is a guess; if it is another, give --positive VALUE")
     if alike:
         found.append(f"values of the target differ by case or blanks only: {alike}")
     if "against" in target.declared:
@@ -1013,8 +1038,8 @@ def tried(
     made: Draft, # with its text
     folder: Path, # what ingest wrote
     label: np.ndarray, # from `labels_of`
-) -> None:
-    "Run the stages of data on the draft; the InputError of the first that stops."
+) -> dict[str, tuple[str, str]]:
+    "Run the stages of data on the draft; the kind that each feature got, and why, or the InputError of the first stage that stops."
     with tempfile.TemporaryDirectory() as aside:
         shutil.copytree(project_root() / "conf", Path(aside) / "conf")
         (Path(aside) / "conf" / "data" / f"{made.name}.yaml").write_text(made.text, encoding="utf-8")
@@ -1026,7 +1051,8 @@ def tried(
             _sample(folder / f"{data['main']}.parquet", rows / f"{data['main']}.parquet", label)
         validate(rows, Path(aside) / "validate", Path(aside) / "rejected", data["rules"], data["main"], data["target"], data["repairs"])
         clean(Path(aside) / "validate", Path(aside) / "clean", data["repairs"])
-        make_features(Path(aside) / "clean", Path(aside) / "features", data["main"], data["target"], data["features"], data["split"])
+        found = make_features(Path(aside) / "clean", Path(aside) / "features", data["main"], data["target"], data["features"], data["split"])
+        return found["kinds"]
 
 
 def _same(data: Mapping[str, Any], made: Draft) -> None:
