@@ -151,7 +151,11 @@ def read_delivery(
     "Write the rows typed, in the feed's columns; InputError as ingest gives it, or on a row without its time or a key."
     written, declared = {key: value for key, value in feed.table.items() if key in _WRITTEN}, feed.table.get("columns") or {}
     if path.suffix == ".parquet":
-        names = pq.read_schema(path).names
+        try:
+            names = pq.read_schema(path).names
+        except (pa.ArrowInvalid, OSError) as error:
+            problem = f"the file is not Parquet or is cut short ({str(error)[:200]})"
+            raise InputError(problem, "Fetch the file again.", file=path) from None
         columns = {name: said for name, said in declared.items() if name in names or name not in feed.late}
         ingest_parquet(path, target, {**{key: value for key, value in written.items() if key in _OF_PARQUET}, "columns": columns})
     else:
