@@ -9,6 +9,7 @@ import tracemalloc
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -364,6 +365,17 @@ def test_a_random_split_beside_what_may_be_a_time_is_in_doubt(tmp_path):
     made, settings = drafted(table(tmp_path, sale_date=44_000 + np.arange(ROWS) % 300))
     assert settings["split"]["by"] == "random"
     assert any("at random, and sale_date may be a time by its name" in doubt for doubt in made.doubts)
+
+
+def test_what_a_person_says_holds_for_a_parquet_file_or_is_named_as_of_no_use(tmp_path):
+    age = np.random.default_rng(0).normal(45, 15, ROWS)
+    texts = {"code": np.where(np.arange(ROWS) % 3, "5", "?"), "amount": [f"{value:.2f}".replace(".", ",") for value in age]}
+    frame = pa.table({"age": age, "at": pc.strftime(pa.array(days()).cast(pa.timestamp("s")), "%d/%m/%Y"), **texts, "churned": np.where(age > 45, "yes", "no")})
+    pq.write_table(frame, tmp_path / "table.parquet")
+    made, settings = drafted(tmp_path / "table.parquet", dates=("%d/%m/%Y",), null=("?",), decimal=",", encoding="cp1252", skip=1, max_rejected=0.01)
+    assert settings["tables"]["table"]["columns"] == {"age": "float", "at": "time", "code": "int", "amount": "float", "churned": "text"}
+    assert any("--skip, --encoding, --max-rejected: of no use to a Parquet file" in doubt for doubt in made.doubts)
+    assert made.columns["table"][2].became == "flag"
 
 
 def test_one_endless_cell_takes_no_room_and_no_line(tmp_path):

@@ -124,8 +124,15 @@ def read_files(
         remedy = "Put them into one folder, each under its own name."
         raise InputError("the files lie in several folders, or two would be one table", remedy, file=", ".join(map(str, files)))
     text = {"header": []} if given.no_header else {}
-    tables = {name: {"file": file.name} | ({} if file.suffix == ".parquet" else given.table() | text) for name, file in zip(names, files)}
+    said = given.table() | text
+    of_parquet = {key: value for key, value in said.items() if key in ("decimal", "thousands", "time_format")}
+    of_parquet |= {"null_values": ["", *given.null]} if given.null else {}
+    tables = {name: {"file": file.name} | (of_parquet if file.suffix == ".parquet" else said) for name, file in zip(names, files)}
     read = Read(folders.pop(), names[0], tables)
+    unused = [f"--{_OPTIONS.get(key, key).replace('_', '-')}" for key in said if key not in of_parquet]
+    for name, file in zip(names, files):
+        if unused and file.suffix == ".parquet":
+            read.notes[name, None] = [f"{', '.join(unused)}: of no use to a Parquet file"]
     _settle(read, given, null_values, target)
     shown = read_json(target / "columns.json")
     if _noted(read, shown):
@@ -262,7 +269,7 @@ def _answers(doubt: Doubt) -> str:
     return f"Answer with {' or '.join(dict.fromkeys(options))}." if options else ""
 
 
-_OPTIONS = {"time_format": "dates"}
+_OPTIONS = {"time_format": "dates", "header": "no-header", "max_rejected_fraction": "max-rejected"}
 
 
 def _shell(value: Any) -> str:
