@@ -132,8 +132,12 @@ def check_layout(
         raise _file_doubt(f"the header has {len(first)} names, and the rows have {found.width} values: {why}", more, why, path)
     skip = found.rows[start][0]
     if _like_values(names, [row for _, row in found.rows[start + 1 : 51]]):
-        problem = f"the first line has {_count(len(first), 'value')} ({found.delimiter.join(first)[:60]!r}), most rows have {found.width}, and no line between names their columns"
-        remedy = f"Correct the header; or skip it and give the names (tables.<table>: skip: {skip}, and header: [...]; for a draft: --skip {skip} --no-header)."
+        has = f"the first line has {_count(len(first), 'value')} ({found.delimiter.join(first)[:60]!r})"
+        problem = f"{has}, most rows have {found.width}, and no line between names their columns"
+        remedy = (
+            "Correct the header; or skip it and give the names "
+            f"(tables.<table>: skip: {skip}, and header: [...]; for a draft: --skip {skip} --no-header)."
+        )
         raise InputError(problem, remedy, file=path)
     problem = f"the first line has {_count(len(first), 'value')} ({found.delimiter.join(first)[:60]!r}) where most rows have {found.width}; the names seem to stand in line {skip + 1} ({', '.join(names)[:60]})"
     raise _file_doubt(problem, {**other, "skip": skip}, f"{_count(skip, 'line')} above the header", path)

@@ -342,7 +342,8 @@ def _facts(table: ir.Table) -> dict[str, Facts]:
         found[name] = Facts(name, kind, row["rows"], missing, values, row.get(f"low{place}"), row.get(f"high{place}"), exact=False)
         found[name].whole = row.get(f"whole{place}") is not False
     # The estimate is a few percent off: nearly unique columns are counted exactly.
-    near = [fact for fact in found.values() if (fact.kind in ("int", "text") or fact.kind == "float" and fact.whole) and fact.values > 0.8 * (fact.rows - fact.missing) > 0]
+    counted = [fact for fact in found.values() if fact.kind in ("int", "text") or fact.kind == "float" and fact.whole]
+    near = [fact for fact in counted if fact.values > 0.8 * (fact.rows - fact.missing) > 0]
     if near:
         exact = table.agg(**{f"n{place}": table[fact.column].nunique() for place, fact in enumerate(near)}).to_pyarrow().to_pylist()[0]
         for place, fact in enumerate(near):
@@ -943,7 +944,7 @@ def _label_doubts(main: Mapping[str, Facts], target: Guess, label: np.ndarray, s
         found.append(f"the rarer class has {rarer:,} of {len(label):,} rows ({split.parts}): scores will be uncertain")
     if split.declared["by"] == "random" and (times := split.why.partition(": ")[2].partition("; the rows of")[0]) != _NO_TIMES:
         found.append(f"the split is at random and not by time: {times}")
-    elif split.declared["by"] == "random" and (named := [other.column for other in main.values() if other.kind != "time" and other.column != fact.column and _TIME_NAME.search(other.column)]):
+    elif split.declared["by"] == "random" and (named := [name for name in main if _TIME_NAME.search(name) and name != fact.column]):
         remedy = "declare how it is written (time_format), and split by it if rows came about at that time"
         found.append(f"the split is at random, and {_listed(named)} may be a time by its name: {remedy}")
     if copies := repeated_rows(path):
