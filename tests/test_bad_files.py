@@ -211,6 +211,12 @@ def test_another_delimiter_is_recognised_and_declarable(tmp_path, sign):
 def test_declarations_are_checked(tmp_path):
     refused(tmp_path, "a\n1\n", "declares encodng for the table", "encoding", encodng="cp1252")
     refused(tmp_path, "a\n1\n", "the delimiter ';;'", delimiter=";;")
+    for sign in ("é", "\0", "\u2028"):
+        refused(tmp_path, "a,b\n1,2\n", f"the delimiter {sign!r}", delimiter=sign)
+    for codec in ("idna", "punycode", "undefined", "rot13"):
+        refused(tmp_path, "a\n1\n", f"the encoding '{codec}'", encoding=codec)
+    for sign in ("5", "e", "-"):
+        refused(tmp_path, "a\n1\n", f"thousands separator '{sign}'", thousands=sign)
     refused(tmp_path, "a\n1\n", "max_rejected_fraction: 2", max_rejected_fraction=2)
     refused(tmp_path, "a\n1\n", "time_format '%Q'", time_format="%Q")
     for key, value in {"columns": ["a"], "encoding": 5, "thousands": None, "time_format": 5}.items():

@@ -143,6 +143,19 @@ def test_other_parameters_run_beside_the_main_run(tmp_path, monkeypatch, capsys)
     assert cli.main(["run", "count", "times=3", "--report", "build/mine.ipynb"]) == 1 and (tmp_path / "build/mine/notes").exists()
 
 
+def test_a_stage_without_its_inputs_names_what_is_to_be_run(tmp_path, monkeypatch, capsys) -> None:
+    root = project(tmp_path, COUNT.format(more=""))
+    monkeypatch.chdir(root)
+    stages = yaml.safe_load((root / "dvc.yaml").read_text())
+    stages["stages"]["count"]["deps"] = ["artifacts/rows/n"]
+    (root / "dvc.yaml").write_text(yaml.safe_dump(stages, sort_keys=False))
+    (root / "artifacts" / "rows" / "n").unlink()
+    for more in ([], ["times=3"], ["times=3", "--report", "build/mine.ipynb"]):
+        assert cli.main(["run", "count", *more]) == 1
+        said = capsys.readouterr().err
+        assert "artifacts/rows/n, which is not there yet. Run the stages before it first: `dvc repro count`." in said and "Traceback" not in said
+
+
 def test_an_interrupted_stage_leaves_nothing_half_written(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(project(tmp_path, COUNT.format(more="raise KeyboardInterrupt")))
     assert cli.main(["run", "count"]) == 130

@@ -12,6 +12,7 @@ from dvc.parsing.context import Context
 from dvc.utils.serialize import load_yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from prodml.core.config import compose, escaped, read_params, unescaped, write_params, yaml_comment, yaml_value
@@ -103,3 +104,13 @@ def test_numbers_and_dates_of_libraries() -> None:
 def test_a_comment_stays_a_comment(text: str) -> None:
     assert yaml.safe_load(f"{yaml_comment(text)}\na: 1\n") == {"a": 1}
     assert "@package" not in yaml_comment(text + "@package _global_")
+
+
+@pytest.mark.parametrize("first, wanted", [(KeyboardInterrupt(), KeyboardInterrupt), (KeyError("who"), InputError), (None, InputError)])
+def test_an_error_of_hydra_that_says_nothing_is_told_by_what_led_to_it(project: Path, monkeypatch: pytest.MonkeyPatch, first, wanted) -> None:
+    def fails(*given: object) -> None:
+        raise ConfigCompositionException() from first
+
+    monkeypatch.setattr("dvc.utils.hydra.compose_and_dump", fails)
+    with pytest.raises(wanted, match=None if wanted is KeyboardInterrupt else "do not compose: ('who'|Hydra gives no reason)"):
+        compose(root=project)

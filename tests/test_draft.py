@@ -1,11 +1,15 @@
 """`prodml data draft`: tables as strangers bring them become a conf/data file that works, or one clear question."""
 
 import csv
+import decimal
 import json
+import os
+import tracemalloc
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -186,8 +190,47 @@ def test_a_folder_is_not_called_missing(tmp_path):
         draft([tmp_path])
 
 
+def test_one_column_is_named_with_what_may_separate_more(tmp_path):
+    path = tmp_path / "one.csv"
+    path.write_text("churned\n" + "yes\nno\n" * 50)
+    with pytest.raises(InputError, match="one column, 'churned'.*--delimiter"):
+        draft([path])
+    path.write_text("age^churned\n" + "".join(f"{row}^{row % 2}\n" for row in range(50)))
+    with pytest.raises(InputError, match=r"one column, 'age\^churned'.*--delimiter"):
+        draft([path])
+
+
+def test_no_column_to_predict_from_says_what_became_of_each(tmp_path):
+    path = table(tmp_path, age=None, plan=["same"] * ROWS, extra=range(ROWS))
+    with pytest.raises(InputError, match="churned: no column is left to predict it from.*plan: constant.*extra: identifier"):
+        draft([path])
+
+
+def test_a_table_in_which_no_rule_holds_is_drafted(tmp_path):
+    draw = np.random.default_rng(0)
+    note = [f"n{value}" if value else "" for value in draw.integers(0, 90, ROWS)]
+    made, settings = drafted(table(tmp_path, age=None, plan=None, extra=None, note=note, churned=draw.choice(["yes", "no", ""], ROWS)))
+    assert all(rule["columns"] == ["churned"] for rule in settings["rules"])
+    path = table(tmp_path, age=None, plan=None, extra=None, note=note, code=note[::-1], churned=[f"c{value}" for value in draw.integers(0, 40, ROWS)])
+    made, settings = drafted(path, target="churned", positive="c1")
+    assert settings["rules"] == []
+
+
+def test_a_pipe_is_not_called_missing(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="no regular file but a pipe or a device. Write it to a file first"):
+        draft([tmp_path / "pipe"])
+
+
+def test_a_day_that_does_not_exist_is_answered_with_an_option(tmp_path):
+    path = table(tmp_path, at=["2021-02-30", *days()[1:]])
+    with pytest.raises(InputError, match="'2021-02-30' is not a time.*For a draft: --null and the text, or --max-rejected 0.01"):
+        drafted(path)
+    assert became(drafted(path, null=("2021-02-30",))[0])["at"] == "time"
+
+
 def test_nothing_to_predict_says_so(tmp_path):
-    (tmp_path / "names.csv").write_text("name\nAnna\nBert\nCleo\n")
+    (tmp_path / "names.csv").write_text("name,born in\nAnna,Rome\nBert,Bern\nCleo,Kyiv\n")
     with pytest.raises(InputError, match="no column could be predicted"):
         drafted(tmp_path / "names.csv")
 
@@ -240,6 +283,115 @@ def test_text_of_any_encoding_is_no_bytes(tmp_path, encoding):
     path = table(tmp_path, plan=[words[place % 7 // 3 % 2] for place in range(ROWS)])
     path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
     assert became(drafted(path, encoding=encoding)[0])["plan"] == "category"
+
+
+def test_decimals_and_numbers_beyond_64_bits_of_a_parquet_file_are_drafted_in_doubt(tmp_path):
+    draw = np.random.default_rng(0)
+    age = draw.normal(45, 15, ROWS)
+    wide = pa.array([decimal.Decimal(int(value)) / 100 for value in draw.integers(1, 9_999, ROWS)], pa.decimal128(38, 2))
+    big = pa.array([2**64 - 1 - int(value) for value in draw.integers(0, 9, ROWS)], pa.uint64())
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"age": age, "wide": wide, "big": big, "churned": np.where(age > 45, "yes", "no")}), path)
+    made, settings = drafted(path)
+    assert became(made) == {"age": "number", "wide": "number", "big": "category", "churned": "target"}
+    assert settings["tables"]["table"]["columns"]["wide"] == {"type": "float"}
+    assert any("wide: numbers of the type decimal128(38, 2), rounded" in doubt for doubt in made.doubts)
+    assert any("big: uint64 beyond the type int, kept as text" in doubt for doubt in made.doubts)
+
+
+@pytest.mark.parametrize("kind", ["time", "float"])
+def test_a_column_that_is_only_known_for_one_label_is_named(tmp_path, kind):
+    churned = np.random.default_rng(0).choice(["yes", "no"], ROWS)
+    values = days() if kind == "time" else np.round(np.random.default_rng(1).normal(size=ROWS), 4).astype(str)
+    made, _ = drafted(table(tmp_path, closed=np.where(churned == "yes", values, ""), churned=churned))
+    assert any("closed tells churned alone (it is known for one label and missing for the other)" in doubt for doubt in made.doubts)
+    some = np.where(np.arange(ROWS) % 3, values, "")
+    assert not any("tells churned" in doubt for doubt in drafted(table(tmp_path, closed=some, churned=churned))[0].doubts)
+
+
+def test_an_estimate_of_the_number_of_values_is_no_more_than_there_are_rows_and_is_called_one(tmp_path):
+    draw = np.random.default_rng(0)
+    made, _ = drafted(table(tmp_path, extra=[f"u{value}" for value in draw.integers(0, 150, ROWS)], code=draw.normal(size=ROWS)))
+    assert [own.why for own in made.columns["table"] if own.column == "extra"][0].startswith("about ")
+    with pytest.raises(InputError, match="about (400|3..) values.*Leave --positive out"):
+        drafted(table(tmp_path, code=draw.normal(size=ROWS)), target="code", positive="3")
+
+
+def test_a_target_of_one_value_and_blanks_says_what_to_do(tmp_path):
+    with pytest.raises(InputError, match="one value, 'yes' and 200 rows without one.*write it as one in the file"):
+        drafted(table(tmp_path, churned=["yes", ""] * (ROWS // 2)), target="churned")
+    with pytest.raises(InputError, match="has no value, so"):
+        drafted(table(tmp_path, churned=[""] * ROWS), target="churned")
+
+
+@pytest.mark.parametrize("values, positive, wanted", [([1, 0], "1.0", 1), (["Yes", "No"], "yes", "Yes"), (["yes ", "no"], "yes", "yes "), (["Yes", "yes"], "yes", "yes")])
+def test_the_value_that_a_person_names_is_found_in_another_writing(tmp_path, values, positive, wanted):
+    churned = np.array(values, object)[np.random.default_rng(0).integers(0, 2, ROWS)]
+    for given in ({}, {"target": "churned"}):
+        made, settings = drafted(table(tmp_path, churned=churned, plan=None, extra=None), positive=positive, **given)
+        assert settings["target"] == {"column": "churned", "positive": wanted}
+
+
+@pytest.mark.parametrize("name, values, became_", [
+    ("", np.arange(ROWS) * 2 + 5, "identifier"), ("no", np.random.default_rng(0).permutation(ROWS) + 1.0, "identifier"),
+    ("no", np.random.default_rng(0).permutation(ROWS) + 0.5, "number"), ("no", np.arange(ROWS) // 2 * 1.0, "number"),
+])
+def test_an_index_with_gaps_and_row_numbers_with_a_point_are_no_features(tmp_path, name, values, became_):
+    path = table(tmp_path, **{name: values})
+    lines = [row.split(",") for row in path.read_text().splitlines()]
+    path.write_text("".join(",".join([*row[3:], *row[:3]]) + "\n" for row in lines))
+    assert became(drafted(path)[0])[name or "unnamed_1"] == became_
+    age = np.random.default_rng(1).normal(size=ROWS)
+    frame = pd.DataFrame({"age": age, "churned": np.where(np.arange(ROWS) % 3, "yes", "no"), "__index_level_0__": np.arange(ROWS) * 2 + 5})
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), tmp_path / "frame.parquet")
+    assert became(drafted(tmp_path / "frame.parquet", target="churned")[0])["__index_level_0__"] == "identifier"
+
+
+def test_a_column_that_features_drops_is_not_called_a_number(tmp_path):
+    made, settings = drafted(table(tmp_path, step=np.arange(ROWS) * 2 + 5))
+    assert became(made)["step"] == "dropped" and "step: int   # dropped: by features: a row number" in made.text
+    assert any("step is no feature: a row number" in doubt and "features.kinds: number" in doubt for doubt in made.doubts)
+
+
+@pytest.mark.parametrize("values, said", [(["a", "b"], True), ([1, 2], True), ([0, 1], False), ([-1, 1], False), (["yes", "no"], False)])
+def test_which_value_is_label_1_is_in_doubt_where_nothing_says_it(tmp_path, values, said):
+    churned = np.array(values, object)[np.random.default_rng(0).integers(0, 2, ROWS)]
+    path = table(tmp_path, churned=churned, plan=None, extra=None)
+    assert any("as label 1 is a guess; if it is another, give --positive" in doubt for doubt in drafted(path)[0].doubts) == said
+    assert not any("label 1 is a guess" in doubt for doubt in drafted(path, positive=str(values[0]))[0].doubts)
+
+
+def test_a_random_split_beside_what_may_be_a_time_is_in_doubt(tmp_path):
+    made, settings = drafted(table(tmp_path, sale_date=44_000 + np.arange(ROWS) % 300))
+    assert settings["split"]["by"] == "random"
+    assert any("at random, and sale_date may be a time by its name" in doubt for doubt in made.doubts)
+
+
+def test_what_a_person_says_holds_for_a_parquet_file_or_is_named_as_of_no_use(tmp_path):
+    age = np.random.default_rng(0).normal(45, 15, ROWS)
+    texts = {"code": np.where(np.arange(ROWS) % 3, "5", "?"), "amount": [f"{value:.2f}".replace(".", ",") for value in age]}
+    frame = pa.table({"age": age, "at": pc.strftime(pa.array(days()).cast(pa.timestamp("s")), "%d/%m/%Y"), **texts, "churned": np.where(age > 45, "yes", "no")})
+    pq.write_table(frame, tmp_path / "table.parquet")
+    made, settings = drafted(tmp_path / "table.parquet", dates=("%d/%m/%Y",), null=("?",), decimal=",", encoding="cp1252", skip=1, max_rejected=0.01)
+    assert settings["tables"]["table"]["columns"] == {"age": "float", "at": "time", "code": "int", "amount": "float", "churned": "text"}
+    assert any("--skip, --encoding, --max-rejected: of no use to a Parquet file" in doubt for doubt in made.doubts)
+    assert made.columns["table"][2].became == "flag"
+
+
+def test_one_endless_cell_takes_no_room_and_no_line(tmp_path):
+    long = "x" * 200_000
+    extra = np.random.default_rng(0).choice([f"v{number}" for number in range(30)], ROWS).astype(object)
+    age = np.random.default_rng(0).normal(45, 15, ROWS).round(1).astype(object)
+    extra[7] = age[9] = long
+    path = table(tmp_path, extra=extra, age=age, churned=np.where(np.arange(ROWS) % 3, "yes", "no"))
+    tracemalloc.start()
+    made, settings = drafted(path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 200e6, most
+    assert settings["tables"]["table"]["columns"]["age"] == {"type": "text"}
+    assert any("text, though more than 99% of the values are numbers, as in 'xxx" in doubt for doubt in made.doubts)
+    assert max(map(len, summary(made).splitlines())) < 5000
 
 
 def test_no_sign_of_the_draft_is_hidden(tmp_path):

@@ -399,3 +399,11 @@ def test_the_weather_stands_in_for_as_long_as_its_budget(root):
     for budget, keys in ((90, [2]), (1440, [2, 3])):
         rows = weather_known(asked, weather, 60, budget).order_by("key").to_pyarrow().to_pylist()
         assert [row["key"] for row in rows] == keys and rows[0]["weather_age_minutes"] == 90 and rows[0]["temp"] == 1.5
+
+
+@pytest.mark.parametrize("content", [b"PAR1", b"", b"PAR1" + b"\0" * 100 + b"PAR1"])
+def test_a_parquet_file_that_is_broken_is_quarantined(tmp_path, content):
+    feed = made_feed(tmp_path)
+    (tmp_path / "broken.parquet").write_bytes(content)
+    verdict = receive(feed, tmp_path / "broken.parquet", NOW)
+    assert verdict.verdict == "quarantined" and "is not Parquet or is cut short" in verdict.reason and no_leftovers(feed)

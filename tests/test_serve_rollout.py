@@ -14,6 +14,7 @@ import onnx.parser
 import pytest
 from conftest import ROOT
 
+from prodml.cli import main
 from prodml.bundle.bundle import MANIFEST, SIGNATURE, write_manifest
 from prodml.bundle.sign import new_key, private_key, signature_of
 from prodml.core.errors import InputError
@@ -194,6 +195,26 @@ def test_a_rollback_does_not_go_one_further_by_mistake(registry, tmp_path):
     with pytest.raises(InputError, match="no rollout is under way"):
         rollout.rollback("Grace", "Complaints.", "v1.0.2")
     assert registry.roles("flights") == {"champion": "v1.0.1"} and rollout.rollback("Grace", "Complaints.", "v1.0.1") == "v1.0.0"
+
+
+@pytest.mark.parametrize("action", ["status", "history", "tags", "start", "pause", "resume", "promote", "rollback"])
+def test_a_model_that_the_registry_does_not_hold_is_an_error(registry, action, capsys):
+    for named in ("flihgts", "flihgts@v1.0.0"):
+        assert main(["rollout", action, named, "--registry", str(registry.folder)]) == 1
+        assert "the registry has no model 'flihgts'. It holds flights." in capsys.readouterr().err
+
+
+def test_what_was_never_champion_cannot_be_taken_back(tmp_path):
+    empty = Registry(tmp_path / "registry", trusted=[new_key(tmp_path / "key")])
+    empty.register(release(tmp_path / "release", tmp_path / "key", 0.1), "Ada", "The first one.")
+    rollout = Rollout(empty, "flights", PLAN)
+    with pytest.raises(InputError, match="had no champion before"):
+        rollout.rollback("Grace", "Complaints.")
+    with pytest.raises(InputError, match="not the champion"):
+        rollout.rollback("Grace", "Complaints.", "v1.0.0")
+    with pytest.raises(InputError, match="had no champion before"):
+        Rollout(empty, "nothing", PLAN).rollback("Grace", "Complaints.")
+    empty.store.close()
 
 
 def test_a_call_counts_once_however_many_rows_it_answers(registry):

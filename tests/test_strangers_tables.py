@@ -4,6 +4,7 @@ import argparse
 import gzip
 import io
 import json
+import tarfile
 import zipfile
 from datetime import datetime
 from pathlib import Path
@@ -66,7 +67,7 @@ HANDS = {
     "percent": (["45%", "3.5%", "100%"], [45.0, 3.5, 100.0]), "dollars": (["$2,000.00", "$5.10", "-$7.00"], [2000.0, 5.1, -7.0]), "euros": (["1.234,50 €", "3,00 €", "-1,20 €"], [1234.5, 3.0, -1.2]),
     "a code of a currency": (["USD 5", "USD 1,200", "USD 7"], [5, 1200, 7]), "accounts": (["(12.30)", "4.00", "1,100.00"], [-12.3, 4.0, 1100.0]), "a trailing minus": (["12.3-", "4.0", "5.5"], [-12.3, 4.0, 5.5]),
     "doses": (["300 mg", "0.3 g", "1.566 g"], [300.0, 300.0, 1566.0]), "months": (["36 months", "60 months", "1 month"], [36, 60, 1]), "followers": (["1.2k", "3M", "800"], [1200.0, 3_000_000.0, 800.0]),
-    "millions with points": (["1.234.567", "12", "3"], [1234567, 12, 3]), "thousands": (["1,234,567.5", "12", "3"], [1234567.5, 12.0, 3.0]), "Swiss": (["1'234.5", "12", "3"], [1234.5, 12.0, 3.0]), "French": (["1 234,5", "12", "3"], [1234.5, 12.0, 3.0]), "a narrow blank": (["1\u202f234,5", "1\u202f000", "3"], [1234.5, 1000.0, 3.0]),
+    "millions with points": (["1.234.567", "12", "3"], [1234567, 12, 3]), "thousands": (["1,234,567.5", "12", "3"], [1234567.5, 12.0, 3.0]), "Swiss of Windows": (["1\u2019234.5", "12", "3"], [1234.5, 12.0, 3.0]), "powers of ten": (["3,23e+01", "4,1E-02", "2e3"], [32.3, 0.041, 2000.0]), "Swiss": (["1'234.5", "12", "3"], [1234.5, 12.0, 3.0]), "French": (["1 234,5", "12", "3"], [1234.5, 12.0, 3.0]), "a narrow blank": (["1\u202f234,5", "1\u202f000", "3"], [1234.5, 1000.0, 3.0]),
     "clock": (["08:30", "17:45", "23:59"], [510, 1065, 1439]), "an American clock": (["8:30 AM", "12:15 AM", "1:00 pm"], [510, 15, 780]), "durations": (["1:02:30", "0:00:30", "100:00:00"], [62.5, 0.5, 6000.0]),
     "question marks": (["5", "?", "7"], [5, None, 7]), "dashes": (["5.5", "-", "7"], [5.5, None, 7.0]), "unknown dollars": (["$5", "unknown", "$7"], [5, None, 7]), "degrees": (["21.5 °C", "-3 °C", "0 °C"], [21.5, -3.0, 0.0]),
 }
@@ -112,12 +113,42 @@ def test_day_or_month_first_is_for_a_person_to_say(tmp_path):
     assert asked(tmp_path, csv(at=["02/01/2021", "03/14/2021"] * 5)).proposals[0].declaration["time_format"] == "%m/%d/%Y"
 
 
-@pytest.mark.parametrize("written, form", [("20210524", "%Y%m%d"), ("1621814400", "epoch_s"), ("1621814400000", "epoch_ms")])
+def test_days_before_and_after_months_in_one_column_are_for_a_person_to_order(tmp_path):
+    text = csv(at=["24/05/2021", "05/24/2021", "03/04/2021"] * 5)
+    doubt = asked(tmp_path, text)
+    assert [one.declaration["time_format"] for one in doubt.proposals] == [["%d/%m/%Y", "%m/%d/%Y"], ["%m/%d/%Y", "%d/%m/%Y"]]
+    assert doubt.proposals[0].share == doubt.proposals[1].share == 1
+    for one, third in zip(doubt.proposals, (datetime(2021, 4, 3), datetime(2021, 3, 4))):
+        table, _ = took(tmp_path, text, columns={"at": one.declaration})
+        assert table["at"].to_pylist()[:3] == [datetime(2021, 5, 24)] * 2 + [third]
+
+
+def test_numbers_beside_percents_are_named(tmp_path):
+    doubt = asked(tmp_path, csv(c=["45%", "0.45", "46%"] * 5))
+    assert "33.3% have no unit and are taken as they stand" in doubt.proposals[0].why
+
+
+def test_a_long_text_among_numbers_is_no_word_for_missing(tmp_path):
+    said = str(asked(tmp_path, csv(c=["5", "x" * 1_000_000] + ["6"] * 50)))
+    assert len(said) < 1000 and "null_values: " not in said
+    assert took(tmp_path, csv(c=["5", "x" * 1_000_000] + ["6"] * 5))[1]["c"]["type"] == "text"
+
+
+@pytest.mark.parametrize("written, form", [("202105", "%Y%m"), ("20210524", "%Y%m%d"), ("1621814400", "epoch_s"), ("1621814400000", "epoch_ms")])
 def test_whole_numbers_that_are_times_are_noted_and_declarable(tmp_path, written, form):
     text = csv(at=[written, str(int(written) + 1)])
     table, columns = took(tmp_path, text)
     assert columns["at"]["type"] == "int" and form in columns["at"]["notes"][0]
-    assert took(tmp_path, text, columns={"at": {"type": "time", "time_format": form}})[0]["at"][0].as_py() == datetime(2021, 5, 24)
+    meant = datetime(2021, 5, 1 if form == "%Y%m" else 24)
+    assert took(tmp_path, text, columns={"at": {"type": "time", "time_format": form}})[0]["at"][0].as_py() == meant
+
+
+def test_moments_with_a_fraction_are_noted(tmp_path):
+    text = csv(at=["1621814400.25", "1621814401.5"])
+    _, columns = took(tmp_path, text)
+    assert columns["at"]["type"] == "float" and "times written as numbers (epoch_s)" in columns["at"]["notes"][0]
+    read = took(tmp_path, text, columns={"at": {"type": "time", "time_format": "epoch_s"}})[0]["at"][0].as_py()
+    assert read == datetime(2021, 5, 24, 0, 0, 0, 250_000)
 
 
 def test_all_questions_of_a_table_come_at_once(tmp_path):
@@ -183,6 +214,14 @@ def test_lines_above_the_header(tmp_path, above):
     assert doubt.proposals[0].declaration == {"skip": above.count("\n")} and f'"skip": {above.count(chr(10))}' in str(doubt)
     table, _ = answered(tmp_path, above + "age,city,at,paid\n" + ROWS)
     assert table.column_names == ["age", "city", "at", "paid", "source_row"] and table.num_rows == 12
+
+
+def test_no_row_becomes_the_header_where_the_header_does_not_fit(tmp_path):
+    for header in ("id,age,city,at,paid\n", "age,city,at,paid,\n", "Report,2021\n"):
+        with pytest.raises(InputError, match="most rows have 4.*--skip 1 --no-header") as caught:
+            took(tmp_path, header + ROWS)
+        assert not isinstance(caught.value, Doubt)
+    assert took(tmp_path, "id,age,city,at,paid\n" + ROWS, skip=1, header=["a", "b", "c", "d"])[0].num_rows == 12
 
 
 def test_no_header(tmp_path):
@@ -257,6 +296,26 @@ def test_what_is_no_csv_is_told_as_what_it_is(tmp_path, kind, packed):
 
 
 # Parquet
+
+
+def test_a_file_under_another_kind_of_name_is_told_which_name(tmp_path):
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "t.pq")
+    for name, content, said in (
+        ("t.pq", (tmp_path / "t.pq").read_bytes(), "Name it .parquet"),
+        ("t.parquet", b"a,b\n1,2\n", "Name it .csv if it is text"),
+        ("t.parquet", b"PAR1" + b"\0" * 100, r"Parquet or is cut short .*\. Fetch the file again"),
+    ):
+        with pytest.raises(InputError, match=said):
+            took(tmp_path, content, name)
+
+
+@pytest.mark.parametrize("name", ["t.tar", "t.tar.gz"])
+def test_a_tar_archive_is_told_as_what_it_is(tmp_path, name):
+    (tmp_path / "inner.csv").write_text("a,b\n1,2\n")
+    with tarfile.open(tmp_path / name, "w:gz" if name.endswith("gz") else "w") as archive:
+        archive.add(tmp_path / "inner.csv", "inner.csv")
+    with pytest.raises(InputError, match="a tar archive, not CSV text. Take the table out"):
+        took(tmp_path, (tmp_path / name).read_bytes(), name)
 
 
 def test_no_parquet_type_refuses_the_table(tmp_path):

@@ -159,9 +159,20 @@ def _dump(path: Path, overrides: list[str], root: Path) -> None:
     try:
         compose_and_dump(path, str(conf.resolve()), None, "config", str(root), overrides)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        said = str(error).strip().splitlines()[0].rstrip(".")
+        said = _said(error)
         raise InputError(f"the settings do not compose: {said}", f"{_meant(said, root)}Compare the override with the files in conf/.") from error
     _check_types(unescaped(yaml.safe_load(path.read_text(encoding="utf-8"))), root)
+
+
+def _said(error: BaseException | None) -> str:
+    "The first line of the error, or, where it says nothing itself, of the one that led to it."
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        if str(error).strip():
+            return str(error).strip().splitlines()[0].rstrip(".")
+        error = error.__cause__ or error.__context__
+    return "Hydra gives no reason"
 
 
 def _override(text: str, conf: Path) -> str:

@@ -151,6 +151,7 @@ def run_stage(
     report = report or root / "reports" / f"{stage}.ipynb"
     source = nbformat.read(path, as_version=4)
     parameters = checked({**stage_values(stage, root), **(overrides or {})}, parameters_of(source, path), stage)
+    _check_inputs(stage, root)
     failed = root / "build" / "failed" / f"{stage}.ipynb"
     failed.parent.mkdir(parents=True, exist_ok=True)
     with placed(), recorded(stage, root):
@@ -164,6 +165,15 @@ def run_stage(
             nbformat.write(normalised(executed), aside)
     failed.unlink(missing_ok=True)
     return report
+
+
+def _check_inputs(stage: str, root: Path) -> None:
+    "InputError if the stage reads what no stage has made yet."
+    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    for name in stages[stage].get("deps", []):
+        if name.startswith("artifacts/") and not (root / name).exists():
+            remedy = f"Run the stages before it first: `dvc repro {stage}`."
+            raise InputError(f"the stage {stage} reads {name}, which is not there yet", remedy, file=root / name)
 
 
 def run_stage_beside(

@@ -140,8 +140,11 @@ def _reading(given: dict[str, Any], default: Reading, file: str, column: str | N
         if key in written:
             written[key] = check(written[key], refuse)
     reading = replace(default, kind=kind, **written)
-    if len(reading.decimal) != 1 or len(reading.thousands) > 1 or reading.decimal == reading.thousands:
-        refuse(f"the decimal sign {reading.decimal!r} and the thousands separator {reading.thousands!r}", 'Each is one character, and they differ; no separator is "".')
+    signs = (reading.decimal, reading.thousands)
+    wrong = len(signs[0]) != 1 or len(signs[1]) > 1 or any(sign.isalnum() or sign in ("+", "-") for sign in signs)
+    if wrong or signs[0] == signs[1]:
+        remedy = 'Each is one character, no letter, digit, + or -, and they differ; no separator is "".'
+        refuse(f"the decimal sign {signs[0]!r} and the thousands separator {signs[1]!r}", remedy)
     return reading
 
 # %% ../../nbs/1_data/01_cell_types.ipynb #e5f0f27e

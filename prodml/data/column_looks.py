@@ -9,7 +9,7 @@ __all__ = ['ALMOST', 'SOME', 'HELD', 'Proposal', 'Doubt', 'as_yaml', 'Looks', 'p
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -148,7 +148,8 @@ def _first_long(values: pa.Array, rows: pa.Array) -> tuple[str, int] | None:
 
 # %% ../../nbs/1_data/01_column_looks.ipynb #ed6df38b
 _LOOSE = re.compile(
-    r"[+-]?\(?\s*(?P<before>[^\d\s.,()'+-]{1,4})?\s*[+-]?\(?(?P<number>[0-9][0-9.,'\u00a0\u202f ]*|[.,][0-9]+)(?P<ends>-?\)?)\s*(?P<after>[^\d\s.,()+-][^\d\s()]{0,11})?(?P<last>[-)]?)"
+    r"[+-]?\(?\s*(?P<before>[^\d\s.,()'\u2019+-]{1,4})?\s*[+-]?\(?"
+    r"(?P<number>(?:[0-9][0-9.,'\u2019\u00a0\u202f ]*|[.,][0-9]+)(?:[eE][+-]?[0-9]+)?)(?P<ends>-?\)?)\s*(?P<after>[^\d\s.,()+-][^\d\s()]{0,11})?(?P<last>[-)]?)"
 )
 _CURRENCIES = "$€£¥₹₽₩₺₴"
 _CODES = ("USD", "EUR", "GBP", "CHF", "JPY", "CNY", "INR", "CAD", "AUD", "SEK", "NOK", "DKK", "PLN", "kr", "Kč", "zł", "R$", "US$")
@@ -183,7 +184,7 @@ def _short(factor: float, least: float) -> float:
     return round(number) if abs(number - round(number)) < 1e-9 else number
 
 # %% ../../nbs/1_data/01_column_looks.ipynb #1c723f5f
-_SEPARATORS = [(".", ","), (",", "."), (",", ""), (".", " "), (",", " "), (".", "'"), (",", "'"), (".", "\u00a0"), (",", "\u00a0"), (".", "\u202f"), (",", "\u202f")]
+_SEPARATORS = [(".", ","), (",", "."), (",", ""), (".", " "), (",", " "), (".", "'"), (",", "'"), (".", "\u2019"), (",", "\u2019"), (".", "\u00a0"), (",", "\u00a0"), (".", "\u202f"), (",", "\u202f")]
 
 
 def _separators(numbers: list[str], reading: Reading) -> list[tuple[str, str]]:
@@ -214,8 +215,8 @@ def _number_hands(looks: Looks) -> Iterator[Proposal]:
     for decimal, thousands in _separators(numbers + list(looks.numbers), looks.reading):
         hand = replace(looks.reading, kind="float", decimal=decimal, thousands=thousands, units=tuple(factors.items()), negative=tuple(negative))
         if hand != replace(looks.reading, kind="float"):
-            whole = not any(decimal in number for number in (*numbers, *looks.numbers)) and all(isinstance(factor, int) for factor in factors.values())
-            yield _tried(looks, replace(hand, kind="int" if whole else "float"), _said_of_number(hand, looks.reading))
+            whole = not any(decimal in number or "e" in number.lower() for number in (*numbers, *looks.numbers)) and all(isinstance(factor, int) for factor in factors.values())
+            yield _tried(looks, replace(hand, kind="int" if whole else "float"), _said_of_number(hand, looks))
 
 
 def _units_of(found: Iterable[re.Match]) -> dict[str, bool]:
@@ -229,16 +230,18 @@ def _units_of(found: Iterable[re.Match]) -> dict[str, bool]:
     return units
 
 
-def _said_of_number(hand: Reading, reading: Reading) -> str:
+def _said_of_number(hand: Reading, looks: Looks) -> str:
+    reading, plain = looks.reading, looks.counts["float"]
     signs = [f"the thousands separator {hand.thousands!r}"] if hand.thousands != reading.thousands and hand.thousands else []
     signs += [f"the decimal sign {hand.decimal!r}"] if hand.decimal != reading.decimal else []
     units = [unit for unit, _ in hand.units if unit]
     signs += [f"the unit {' or '.join(units)}" if units[0] not in _CURRENCIES else f"the currency {units[0]}"] if units else []
     signs += [f"a minus as {' or '.join(hand.negative)}"] if hand.negative else []
-    return "numbers with " + ", ".join(signs)
+    bare = f"; {_percent(plain / looks.counts['all'])} have no unit and are taken as they stand" if plain and "%" in units else ""
+    return "numbers with " + ", ".join(signs) + bare
 
 # %% ../../nbs/1_data/01_column_looks.ipynb #b2f4556d
-_MISSING_WORDS = 3
+_MISSING_WORDS, _LONGEST_WORD = 3, 60
 
 
 def _tried(looks: Looks, hand: Reading, why: str) -> Proposal:
@@ -266,8 +269,12 @@ def _tried(looks: Looks, hand: Reading, why: str) -> Proposal:
 def _missing_words(looks: Looks, left: Iterable[str]) -> list[str]:
     "The values that are left, if they are few words without a digit, or a date of zeros."
     words = sorted(set(left))
-    few = 0 < len(words) <= _MISSING_WORDS and not looks.unheld
-    return words if few and not any(re.search(r"\d", word) for word in words if not re.fullmatch(r"0[-0]*[-/.][-0/.: T]*", word)) else []
+    return words if _few_words(looks, words) and not any(re.search(r"\d", word) for word in words if not re.fullmatch(r"0[-0]*[-/.][-0/.: T]*", word)) else []
+
+
+def _few_words(looks: Looks, words: Collection[str]) -> bool:
+    "Whether these can be listed as texts that mean missing."
+    return 0 < len(words) <= _MISSING_WORDS and not looks.unheld and all(len(word) <= _LONGEST_WORD for word in words)
 
 
 def _declaration(hand: Reading, reading: Reading, missing: list[str] = []) -> dict[str, Any]:
@@ -309,11 +316,17 @@ def _date_hands(looks: Looks) -> Iterator[Proposal]:
     if not chosen:
         return
     iso = (*looks.reading.time_format, *_iso_formats(looks))
-    rivals = [form for form in forms if form == _swapped(chosen[0]) and read[form].sum() == read[chosen[0]].sum()]
-    for first in [chosen[0], *rivals]:
-        hand = replace(looks.reading, kind="time", time_format=(*iso, first, *chosen[1:]))
-        doubt = " (no day above 12 tells day from month)" if rivals else ""
-        yield _tried(looks, hand, f"times of the form {' or '.join((first, *chosen[1:]))}{doubt}")
+    orders, doubt = [chosen], ""
+    mixed = [form for form in chosen if _swapped(form) != form and _swapped(form) in chosen]
+    if mixed:
+        orders.append([_swapped(form) if form in mixed else form for form in chosen])
+        doubt = " (in some the day stands first and in some the month; of the others the first form decides)"
+    elif rivals := [form for form in forms if form == _swapped(chosen[0]) and read[form].sum() == read[chosen[0]].sum()]:
+        orders += [[rival, *chosen[1:]] for rival in rivals]
+        doubt = " (no day above 12 tells day from month)"
+    for order in orders:
+        hand = replace(looks.reading, kind="time", time_format=(*iso, *order))
+        yield _tried(looks, hand, f"times of the form {' or '.join(order)}{doubt}")
 
 
 def _signs(text: str) -> tuple[str, ...]:
@@ -373,17 +386,18 @@ def _percent(share: float) -> str:
 
 
 def _time_numbers(looks: Looks) -> Iterator[Proposal]:
-    "Whole numbers that are all dates, or moments since 1970, from 1900 or 2000 to 2100."
-    if not looks.counts["int"] or looks.counts["int"] < looks.counts["all"] or len(looks.numbers) < 2:
+    "Numbers that are all dates, months, or moments since 1970, from 1900 or 2000 to 2100."
+    if not looks.counts["float"] or looks.counts["float"] < looks.counts["all"] or len(looks.numbers) < 2:
         return
-    text = pa.array(list(looks.numbers), pa.string())
-    for form, first in (("%Y%m%d", 1900), ("%Y%m%d%H%M%S", 1900), *((epoch, 2000) for epoch in EPOCHS)):
+    text, whole = pa.array(list(looks.numbers), pa.string()), looks.counts["int"] == looks.counts["all"]
+    digits = (("%Y%m%d", 1900), ("%Y%m%d%H%M%S", 1900), ("%Y%m", 1900)) if whole else ()
+    for form, first in (*digits, *((epoch, 2000) for epoch in EPOCHS)):
         times = formatted_times(text, (form,))
         ends = pc.min_max(times.cast(pa.int64())).as_py()
         low, high = ((datetime(year, 1, 1) - datetime(1970, 1, 1)) // timedelta(microseconds=1) for year in (first, 2100))
         if not times.null_count and low <= ends["min"] and ends["max"] < high:
             value, row = next(iter(looks.numbers.items()))
-            yield Proposal({"type": "time", "time_format": form}, 1.0, value, row, f"times written as whole numbers ({form})", asked=False)
+            yield Proposal({"type": "time", "time_format": form}, 1.0, value, row, f"times written as {'whole ' * whole}numbers ({form})", asked=False)
 
 
 def proposals(
@@ -458,8 +472,10 @@ def _stop_at_misfit(looks: Looks, kind: str, tolerated: float, file: str, column
     if looks.others and not tolerated:
         value, (_, row) = next(iter(looks.others.items()))
         problem, remedy = misfit(value, replace(looks.reading, kind=kind), column, row)
-        words = _declaration(replace(looks.reading, kind=kind), looks.reading, list(looks.others)) if len(looks.others) <= _MISSING_WORDS else None
-        text = Proposal({"type": "text"}, 1.0, value, row, "text")
+        words = _declaration(replace(looks.reading, kind=kind), looks.reading, list(looks.others)) if _few_words(looks, looks.others) else None
+        share = _percent(looks.counts[kind] / looks.counts["all"])
+        nearly = f"text, though {share} of the values are {'numbers' if kind == 'float' else 'times'}"
+        text = Proposal({"type": "text"}, 1.0, value, row, nearly)
         given = [Proposal(words, looks.counts[kind] / looks.counts["all"], value, row, f"{'numbers' if kind == 'float' else 'times'}; the rest would mean missing")] if words else []
         raise Doubt(problem, remedy, [*given, text], file=file, column=column, row=row)
 
@@ -512,7 +528,7 @@ def notes(
 
 _UNREAD = {
     r"(.*\D)?(19|20)\d\d\D+\d.*|.*\d\D+(19|20)\d\d(\D.*)?": "look like dates, in no form that is known ({}): kept as text; time_format takes the signs of strptime",
-    r"[-+]?[^\w\s]?\s?\d[\d.,]*.*": "begin with a number ({}): kept as text; units, negative and clock say how a number is written",
+    r"[-+]?[^\w\s]?\s?\d[\d.,]*.*": "begin with a number ({}): kept as text; decimal, thousands, units, negative and clock say how a number is written",
 }
 
 

@@ -131,6 +131,14 @@ def check_layout(
         why = "rows that end in a separator" if empty else "rows that begin with a row name, as R writes them"
         raise _file_doubt(f"the header has {len(first)} names, and the rows have {found.width} values: {why}", more, why, path)
     skip = found.rows[start][0]
+    if _like_values(names, [row for _, row in found.rows[start + 1 : 51]]):
+        has = f"the first line has {_count(len(first), 'value')} ({found.delimiter.join(first)[:60]!r})"
+        problem = f"{has}, most rows have {found.width}, and no line between names their columns"
+        remedy = (
+            "Correct the header; or skip it and give the names "
+            f"(tables.<table>: skip: {skip}, and header: [...]; for a draft: --skip {skip} --no-header)."
+        )
+        raise InputError(problem, remedy, file=path)
     problem = f"the first line has {_count(len(first), 'value')} ({found.delimiter.join(first)[:60]!r}) where most rows have {found.width}; the names seem to stand in line {skip + 1} ({', '.join(names)[:60]})"
     raise _file_doubt(problem, {**other, "skip": skip}, f"{_count(skip, 'line')} above the header", path)
 
@@ -151,6 +159,13 @@ def check_header(
     path: Path, # for messages
 ) -> None:
     "Doubt if the names look like the values of a row."
+    if _like_values(names, rows):
+        made_up = [f"column_{place + 1}" for place in range(len(names))]
+        shown = f"the file seems to have no header: its first line, {','.join(names)[:100]!r}, looks like values"
+        raise _file_doubt(shown, {"header": made_up}, "no header", path, Proposal({"skip": 0}, 1.0, "", None, "the first line is the header"))
+
+
+def _like_values(names: list[str], rows: list[list[str]]) -> bool:
     rows = [row for row in rows if len(row) == len(names) and sorted(row) != sorted(names)]
     numbers = [name for name in names if _VALUE.fullmatch(name)]
     if len(numbers) > 1 and all(re.fullmatch(r"\s*[0-9]+\s*", name) for name in numbers):
@@ -158,10 +173,7 @@ def check_header(
         numbers = [] if whole == list(range(whole[0], whole[0] + len(whole))) else numbers # years, or numbered columns
     repeated = [name for place, name in enumerate(names) if name.strip() and name not in numbers and any(row[place] == name for row in rows)]
     odd = len(numbers) + len(repeated)
-    if 2 * odd >= len(names) and (odd > 1 or len(names) == 1):
-        made_up = [f"column_{place + 1}" for place in range(len(names))]
-        shown = f"the file seems to have no header: its first line, {','.join(names)[:100]!r}, looks like values"
-        raise _file_doubt(shown, {"header": made_up}, "no header", path, Proposal({"skip": 0}, 1.0, "", None, "the first line is the header"))
+    return 2 * odd >= len(names) and (odd > 1 or len(names) == 1)
 
 # %% ../../nbs/1_data/01_csv_rows.ipynb #02ab05e6
 def read_header(

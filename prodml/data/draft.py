@@ -38,7 +38,7 @@ from ..core.errors import InputError
 from ..core.files import project_root, read_json, written
 from ..core.progress import progress
 from .clean import clean
-from .byte_streams import Utf8Stream, opened_csv
+from .byte_streams import Utf8Stream, opened_csv, require_file
 from .column_looks import Doubt
 from .contract import kind_of, partitions, present
 from .csv_rows import HEADER_BYTES
@@ -116,19 +116,23 @@ def read_files(
     target: Path, # the folder to write typed Parquet to
 ) -> Read:
     "Read the files, declaring what ingest doubts where one answer is the best; InputError lists all questions that are left."
-    absent = [file for file in files if not file.is_file()]
-    if absent:
-        folder = absent[0].is_dir()
-        remedy = "Name the files in it." if folder else "Look at the path."
-        raise InputError("this is a folder" if folder else "there is no such file", remedy, file=absent[0])
+    for file in files:
+        require_file(file, "Look at the path.")
     folders = {file.resolve().parent for file in files}
     names = [safe_name(file.name.split(".")[0]) for file in files]
     if len(folders) != 1 or len(set(names)) < len(files):
         remedy = "Put them into one folder, each under its own name."
         raise InputError("the files lie in several folders, or two would be one table", remedy, file=", ".join(map(str, files)))
     text = {"header": []} if given.no_header else {}
-    tables = {name: {"file": file.name} | ({} if file.suffix == ".parquet" else given.table() | text) for name, file in zip(names, files)}
+    said = given.table() | text
+    of_parquet = {key: value for key, value in said.items() if key in ("decimal", "thousands", "time_format")}
+    of_parquet |= {"null_values": ["", *given.null]} if given.null else {}
+    tables = {name: {"file": file.name} | (of_parquet if file.suffix == ".parquet" else said) for name, file in zip(names, files)}
     read = Read(folders.pop(), names[0], tables)
+    unused = [f"--{_OPTIONS.get(key, key).replace('_', '-')}" for key in said if key not in of_parquet]
+    for name, file in zip(names, files):
+        if unused and file.suffix == ".parquet":
+            read.notes[name, None] = [f"{', '.join(unused)}: of no use to a Parquet file"]
     _settle(read, given, null_values, target)
     shown = read_json(target / "columns.json")
     if _noted(read, shown):
@@ -145,7 +149,7 @@ def _declared(settled: Mapping[str, Any], columns: list[dict[str, Any]]) -> dict
     return {column["column"]: settled.get(column["column"], column["type"]) for column in columns if column["type"] != "dropped"}
 
 
-_TIME_NAME = re.compile(r"(?i)date|time|stamp|(^|_)(at|ts|day|when)$")
+_TIME_NAME = re.compile(r"(?i)date|time|stamp|month|period|(^|_)(at|ts|day|when)$")
 
 
 def _noted(read: Read, shown: dict[str, list[dict[str, Any]]]) -> bool:
@@ -155,7 +159,7 @@ def _noted(read: Read, shown: dict[str, list[dict[str, Any]]]) -> bool:
         name, form = column["column"], _time_format(note)
         text = re.search(r"all values are of the type (int|float|time)\b", note)
         if form and (form.startswith("%Y%m%d") or _TIME_NAME.search(name)):
-            declared, why = {"type": "time", "time_format": form}, f"whole numbers read as times ({form})"
+            declared, why = {"type": "time", "time_format": form}, f"numbers read as times ({form})"
         elif text and not name in read.tables[table].get("columns", {}):
             declared, why = text[1], f"text whose values are all of the type {text[1]}"
         else:
@@ -192,8 +196,10 @@ def _settle(read: Read, given: Given, null_values: list[str], target: Path) -> N
         except InputError as error:
             if _recoded(read, error):
                 continue
-            if "max_rejected_fraction" in error.remedy and given.max_rejected is None:
-                remedy = f"{error.remedy} For a draft: --max-rejected 0.01."
+            cell = error.row is not None and "null_values" in error.remedy
+            if ("max_rejected_fraction" in error.remedy or cell) and given.max_rejected is None:
+                options = "--null and the text, or --max-rejected 0.01" if cell else "--max-rejected 0.01"
+                remedy = f"{error.remedy} For a draft: {options}."
                 raise InputError(error.problem, remedy, file=error.file, column=error.column, row=error.row) from None
             raise
     raise InputError("the file raises ever new doubts", "Declare how it is written by hand: see conf/data/flights.yaml.", file=read.folder)
@@ -232,8 +238,11 @@ def _taken(read: Read, doubt: Doubt, given: Given) -> bool:
         if doubt.column in table.get("columns", {}):
             return False
         table.setdefault("columns", {})[doubt.column] = _with_nulls(best.declaration, given)
-    read.notes.setdefault((name, doubt.column), []).append(f"{best.why}, as in {best.example!r}" if best.example and repr(best.example) not in best.why else best.why)
+    read.notes.setdefault((name, doubt.column), []).append(f"{best.why}, as in {best.example[:_EXAMPLE]!r}" if best.example and repr(best.example) not in best.why else best.why)
     return True
+
+
+_EXAMPLE = 60
 
 
 def _with_nulls(declaration: dict[str, Any], given: Given) -> dict[str, Any]:
@@ -260,7 +269,7 @@ def _answers(doubt: Doubt) -> str:
     return f"Answer with {' or '.join(dict.fromkeys(options))}." if options else ""
 
 
-_OPTIONS = {"time_format": "dates"}
+_OPTIONS = {"time_format": "dates", "header": "no-header", "max_rejected_fraction": "max-rejected"}
 
 
 def _shell(value: Any) -> str:
@@ -281,6 +290,13 @@ class Facts:
     low: Any = None # the smallest value of a number or time
     high: Any = None # the largest
     counts: dict[Any, int] = field(default_factory=dict) # rows by value, where there are up to 50 values
+    exact: bool = True # whether `values` was counted and not estimated
+    whole: bool = True # of a float: whether all its values are whole numbers
+
+    @property
+    def shown(self) -> str:
+        "How many different values, for a person."
+        return f"{self.values:,} values" if self.exact else f"about {self.values:,} values"
 
     @property
     def unique(self) -> bool:
@@ -300,7 +316,7 @@ def table_facts(
         found |= _facts(table.select(names[start : start + _COLUMNS]))
     connection.disconnect()
     for name, counts in _value_counts(path, [name for name in names if found[name].values <= 2 * _COUNTED]).items():
-        found[name].values, found[name].counts = len(counts), counts if len(counts) <= _COUNTED else {}
+        found[name].values, found[name].counts, found[name].exact = len(counts), counts if len(counts) <= _COUNTED else {}, True
     return found
 
 
@@ -316,14 +332,22 @@ def _facts(table: ir.Table) -> dict[str, Facts]:
         if kinds[name] != "text":
             finite = value.isinf().ifelse(ibis.null("float64"), value) if kinds[name] == "float" else value
             asked |= {f"low{place}": finite.min(), f"high{place}": finite.max()}
+        if kinds[name] == "float":
+            asked[f"whole{place}"] = (value % 1 == 0).all()
     row = table.agg(**asked).to_pyarrow().to_pylist()[0]
-    found = {name: Facts(name, kind, row["rows"], row[f"missing{place}"], row[f"values{place}"], row.get(f"low{place}"), row.get(f"high{place}")) for place, (name, kind) in enumerate(kinds.items())}
+    found = {}
+    for place, (name, kind) in enumerate(kinds.items()):
+        missing = row[f"missing{place}"]
+        values = min(row[f"values{place}"], row["rows"] - missing)
+        found[name] = Facts(name, kind, row["rows"], missing, values, row.get(f"low{place}"), row.get(f"high{place}"), exact=False)
+        found[name].whole = row.get(f"whole{place}") is not False
     # The estimate is a few percent off: nearly unique columns are counted exactly.
-    near = [fact for fact in found.values() if fact.kind in ("int", "text") and fact.values > 0.8 * (fact.rows - fact.missing) > 0]
+    counted = [fact for fact in found.values() if fact.kind in ("int", "text") or fact.kind == "float" and fact.whole]
+    near = [fact for fact in counted if fact.values > 0.8 * (fact.rows - fact.missing) > 0]
     if near:
         exact = table.agg(**{f"n{place}": table[fact.column].nunique() for place, fact in enumerate(near)}).to_pyarrow().to_pylist()[0]
         for place, fact in enumerate(near):
-            fact.values = exact[f"n{place}"]
+            fact.values, fact.exact = exact[f"n{place}"], True
     return found
 
 
@@ -339,16 +363,19 @@ def _value_counts(path: Path, names: list[str]) -> dict[str, dict[Any, int]]:
     return {name: dict(sorted(counts.items(), key=lambda item: (str(type(item[0])), item[0]))) for name, counts in found.items()}
 
 # %% ../../nbs/1_data/03_draft.ipynb #0b023797
+_INDEX = re.compile(r"__index_level_\d+__") # as pandas names an index without a name
+
+
 def identifier_reason(
     fact: Facts, # of a column
 ) -> str | None:
     "Why the column tells rows apart and nothing else; None if it does not."
     there = fact.rows - fact.missing
-    if there < 20 or fact.kind in ("float", "time"):
+    if there < 20 or fact.kind == "time" or (fact.kind == "float" and not fact.whole):
         return None
-    if fact.kind == "int" and fact.unique and fact.high - fact.low == fact.rows - 1:
-        return f"a row number: each whole number from {fact.low:,} to {fact.high:,} once"
-    if fact.values == there and (fact.kind == "text" or ID_NAME.search(fact.column) or fact.low > 99_999):
+    if fact.kind != "text" and fact.unique and fact.high - fact.low == fact.rows - 1:
+        return f"a row number: each whole number from {fact.low:,.0f} to {fact.high:,.0f} once"
+    if fact.values == there and (fact.kind == "text" or ID_NAME.search(fact.column) or _INDEX.fullmatch(fact.column) or fact.low > 99_999):
         return "an identifier: every row has its own value"
     if fact.values >= 0.95 * there and fact.kind == "text":
         return f"an identifier: {fact.values:,} different values in {there:,} rows"
@@ -366,6 +393,7 @@ class Guess:
     declared: dict[str, Any] # as conf/data declares it
     why: str # for the draft
     repairs: tuple[str, ...] = () # of a target: text repairs that make its values two
+    sure: bool = True # of a target: whether a person or a word such as yes says which value is label 1
     parts: str = "" # of a split: how the rarer class falls on its parts
 
 
@@ -398,7 +426,7 @@ def guess_targets(
     # A number or a text of several values is mostly the answer if it stands last; most names above are names of yes and no.
     rest = [fact for fact in (*usable[-1:], *named, *reversed(usable)) if 2 < fact.values and (fact.kind != "text" or fact.values <= min(FEW_VALUES, fact.rows / 5))]
     if given.positive is not None:
-        two, rest = [fact for fact in [*two, *rest] if given.positive in map(str, fact.counts)], []
+        two, rest = [fact for fact in [*two, *rest] if _chosen(fact, given.positive) is not None], []
     unique = list({fact.column: fact for fact in [*two, *rest]}.values())
     if not unique:
         problem = "no column could be predicted: none has two values, and none is a number" if given.positive is None else f"no column has the value {given.positive!r}"
@@ -421,25 +449,38 @@ def _target_of(fact: Facts, positive: str | None, why: str) -> Guess:
     "The declaration of a target on a column."
     fact, repairs = target_repairs(fact) if fact.kind == "text" else (fact, [])
     if fact.values < 2:
-        raise InputError("the column has one value, so there is nothing to predict", "Name another --target.", column=fact.column)
+        only = f"one value, {next(iter(fact.counts))!r}" if fact.counts else "no value"
+        blank = f" and {fact.missing:,} rows without one" if fact.values and fact.missing else ""
+        fill = " If an empty cell is an answer, write it as one in the file, such as 'no'." if blank else ""
+        raise InputError(f"the column has {only}{blank}, so there is nothing to predict", f"Name another --target.{fill}", column=fact.column)
     if positive is None and fact.values > 2 and fact.kind in ("int", "float"):
         at_least, said = _threshold(fact)
         return Guess({"column": fact.column, "at_least": at_least}, f"{why}; {said}")
     if not fact.counts:
         remedy = "Name another --target: a column of two values, of up to 50, or a number."
-        raise InputError(f"the column has {fact.values:,} values", remedy, column=fact.column)
+        if fact.kind in ("int", "float"):
+            remedy = "Leave --positive out: label 1 then begins at the median, and at_least in conf/data moves it."
+        raise InputError(f"the column has {fact.shown}", remedy, column=fact.column)
     if positive is not None:
-        chosen = next((value for value in fact.counts if str(value) == positive or _same_number(value, positive)), None)
+        chosen, sure = _chosen(fact, positive), True
         if chosen is None:
             known = _listed([repr(str(value)) for value in fact.counts], 12)
             raise InputError(f"the column has no value {positive!r}", f"Its values are {known}.", column=fact.column)
     else:
         likely = [value for value in fact.counts if str(value).strip().lower() in _YES] if fact.values == 2 else []
+        sure = len(likely) == 1 and (fact.kind == "text" or 0 in fact.counts or -1 in fact.counts)
         chosen = likely[0] if len(likely) == 1 else min(fact.counts, key=lambda value: (fact.counts[value], str(value)))
     rest = {"against": "rest"} if fact.values > 2 else {}
     said = f"; {chosen!r} against the other {fact.values - 1} values" if rest else f"; {chosen!r} is label 1"
     said += f"; its spellings are made one by {' and '.join(repairs)}" if repairs else ""
-    return Guess({"column": fact.column, "positive": chosen, **rest}, why + said, tuple(repairs))
+    return Guess({"column": fact.column, "positive": chosen, **rest}, why + said, tuple(repairs), sure)
+
+
+def _chosen(fact: Facts, positive: str) -> Any:
+    "The value that a person named: exactly so, or another writing of it where only one is like it; None if there is none."
+    exact = [value for value in fact.counts if str(value) == positive or _same_number(value, positive)]
+    alike = [value for value in fact.counts if str(value).strip().casefold() == positive.strip().casefold()]
+    return exact[0] if exact else alike[0] if len(alike) == 1 else None
 
 
 def _same_number(value: Any, text: str) -> bool:
@@ -512,6 +553,9 @@ def telling(
         elif fact.kind != "text":
             values = file.read(columns=[fact.column])[fact.column].to_numpy()
             there = known & ~(np.isnat(values) if fact.kind == "time" else np.isnan(values.astype(float)))
+            cells = np.bincount(2 * there[known] + label[known], minlength=4).reshape(2, 2)
+            if cells.sum(axis=1).all() and cells.min(axis=1).sum() <= 0.01 * rarer:
+                found[fact.column] = "it is known for one label and missing for the other"
             ones, zeros = values[there & (label == 1)], values[there & (label == 0)]
             if min(len(ones), len(zeros)) >= 10 and (ones.min() > zeros.max() or ones.max() < zeros.min()):
                 found[fact.column] = "a threshold parts the labels"
@@ -531,7 +575,12 @@ def groups(
             continue
         values = file.read(columns=[fact.column])[fact.column].combine_chunks()
         there = known & pc.is_valid(values).to_numpy(zero_copy_only=False)
-        kinds, codes = np.unique(values.filter(pa.array(there)).to_numpy(zero_copy_only=False).astype("U" if fact.kind == "text" else np.int64), return_inverse=True)
+        values = values.filter(pa.array(there))
+        if fact.kind == "text": # an array of numpy would give each the room of the longest
+            coded = values.dictionary_encode()
+            kinds, codes = coded.dictionary, coded.indices.to_numpy()
+        else:
+            kinds, codes = np.unique(values.to_numpy(zero_copy_only=False).astype(np.int64), return_inverse=True)
         alike = _alike(codes, label[there])
         # Of a number that merely predicts well, neighbouring values are alike too; of an identifier they are not.
         near = _alike(codes // 5, label[there]) if fact.kind == "int" else 0.0
@@ -726,7 +775,7 @@ def column_draft(
     if fact.kind == "time":
         return ColumnDraft(name, "time", f"{fact.low:%Y-%m-%d} to {fact.high:%Y-%m-%d}{missing}; its parts become features")
     if fact.kind == "text":
-        return ColumnDraft(name, "category", f"{fact.values:,} values{missing}", _many(fact))
+        return ColumnDraft(name, "category", f"{fact.shown}{missing}", _many(fact))
     if max(abs(fact.low), abs(fact.high)) > FLOAT32_MAX:
         return ColumnDraft(
             name, "too large", f"dropped: {fact.low:.3g} to {fact.high:.3g}, and the numbers of a network end at 3.4e38",
@@ -742,7 +791,7 @@ def _share(part: float) -> str:
 
 def _many(fact: Facts) -> list[str]:
     share = fact.values / max(1, fact.rows - fact.missing)
-    return [f"{fact.values:,} different values in {fact.rows - fact.missing:,} rows: rare ones count as unknown"] if share > 0.3 and fact.values > FEW_VALUES else []
+    return [f"{fact.shown} in {fact.rows - fact.missing:,} rows: rare ones count as unknown"] if share > 0.3 and fact.values > FEW_VALUES else []
 
 # %% ../../nbs/1_data/03_draft.ipynb #edb04e4b
 @dataclass
@@ -771,6 +820,10 @@ def draft(
         folder = Path(aside) / "ingest"
         read = read_files(files, given, nulls, folder)
         facts = {table: table_facts(folder / f"{table}.parquet") for table in read.tables}
+        if len(facts[read.main]) < 2:
+            only = _one_line("; ".join(facts[read.main]))[:80]
+            remedy = "Bring more columns; if another sign separates them in the file, give --delimiter."
+            raise InputError(f"the table has one column, {only!r}, and nothing to predict it from", remedy, file=files[0])
         failed: list[str] = []
         for target in guess_targets(facts[read.main], given):
             try:
@@ -779,7 +832,7 @@ def draft(
                 failed.append(str(fails))
                 if given.target:
                     break
-    raise InputError(f"no guess of the target works: {'; '.join(dict.fromkeys(failed))}", "Give --target COLUMN (and --positive VALUE), or bring more rows.", file=files[0])
+    raise InputError(f"no guess of the target works: {'; '.join(dict.fromkeys(failed))}", "Give --target COLUMN (and --positive VALUE), or bring more rows and columns.", file=files[0])
 
 
 class _GuessFails(Exception):
@@ -797,11 +850,14 @@ def _drafted(name: str, given: Given, nulls: list[str], read: Read, facts: dict[
     reasons = []
     for split in guess_splits(path, main, label, alike):
         made = _assembled(name, nulls, read, facts, folder, target, split, label)
-        made.doubts[:0] = [*(f"another guess failed: {reason}" for reason in (*failed, *reasons)), *_label_doubts(main[column], target, label, split, path)]
+        _check_features(made, column)
+        made.doubts[:0] = [*(f"another guess failed: {reason}" for reason in (*failed, *reasons)), *_label_doubts(main, target, label, split, path)]
         made.doubts += _column_doubts(made, main, alike, tells, split)
-        made.text = _draft_text(made, nulls, _rules(read, facts, folder, split, column), main)
+        rules = _rules(read, facts, folder, split, column)
+        made.text = _draft_text(made, nulls, rules, main)
         try:
-            tried(made, folder, label)
+            _correct(made, tried(made, folder, label))
+            made.text = _draft_text(made, nulls, rules, main)
             return made
         except InputError as error:
             if error.column not in ("split", column):
@@ -809,6 +865,26 @@ def _drafted(name: str, given: Given, nulls: list[str], read: Read, facts: dict[
             reasons.append(error.problem)
     rarer = {kind: int((label == kind).sum()) for kind in (1, 0)}
     raise _GuessFails(f"{column}: " + ("; ".join(reasons) or f"{rarer[1]:,} rows with label 1 and {rarer[0]:,} with label 0 give no three parts with both"))
+
+
+def _correct(made: Draft, kinds: Mapping[str, tuple[str, str]]) -> None:
+    "Say of a column that `features` drops that it is dropped, whatever it was taken for."
+    for own in made.columns[made.read.main]:
+        kind, why = kinds.get(feature_name(own.column), (None, None))
+        if kind == "drop" and own.became in ("number", "category", "flag"):
+            made.doubts.append(f"{own.column} is no feature: {why}; to keep it: features.kinds: {own.became.replace('flag', 'category')}")
+            own.became, own.why = "dropped", f"by features: {why}"
+
+
+def _check_features(made: Draft, target: str) -> None:
+    "_GuessFails where the target would be all that is left."
+    others = [own for own in made.columns[made.read.main] if own.column != target]
+    if not any(own.became in ("number", "category", "flag", "time") for own in others):
+        what = "; ".join(f"{own.column}: {own.became}, {own.why}" for own in others[:_SHOWN_OTHERS])
+        raise _GuessFails(f"{target}: no column is left to predict it from ({what})")
+
+
+_SHOWN_OTHERS = 6
 
 
 def _with_threshold(target: Guess, path: Path) -> Guess:
@@ -857,9 +933,9 @@ def _one_column(report: Mapping[str, Any], fact: Facts | None, main: bool, targe
     return own
 
 
-def _label_doubts(fact: Facts, target: Guess, label: np.ndarray, split: Guess, path: Path) -> list[str]:
+def _label_doubts(main: Mapping[str, Facts], target: Guess, label: np.ndarray, split: Guess, path: Path) -> list[str]:
     "What is in doubt about the target and the split."
-    found, rarer = [], int(min((label == 1).sum(), (label == 0).sum()))
+    fact, found, rarer = main[target.declared["column"]], [], int(min((label == 1).sum(), (label == 0).sum()))
     if fact.missing:
         found.append(f"{fact.missing:,} rows have no {fact.column}: they are neither trained on nor scored")
     if "at_least" in target.declared and not target.why.startswith("asked for"):
@@ -868,6 +944,9 @@ def _label_doubts(fact: Facts, target: Guess, label: np.ndarray, split: Guess, p
         found.append(f"the rarer class has {rarer:,} of {len(label):,} rows ({split.parts}): scores will be uncertain")
     if split.declared["by"] == "random" and (times := split.why.partition(": ")[2].partition("; the rows of")[0]) != _NO_TIMES:
         found.append(f"the split is at random and not by time: {times}")
+    elif split.declared["by"] == "random" and (named := [name for name in main if _TIME_NAME.search(name) and name != fact.column]):
+        remedy = "declare how it is written (time_format), and split by it if rows came about at that time"
+        found.append(f"the split is at random, and {_listed(named)} may be a time by its name: {remedy}")
     if copies := repeated_rows(path):
         apart = ", and a random split puts copies on both sides" if split.declared["by"] == "random" else ""
         found.append(
@@ -875,6 +954,8 @@ def _label_doubts(fact: Facts, target: Guess, label: np.ndarray, split: Guess, p
             "a repair takes them out (deduplicate, with all columns)"
         )
     alike = _variants(fact.counts)
+    if "positive" in target.declared and not target.sure:
+        found.append(f"{target.declared['positive']!r} as label 1 is a guess; if it is another, give --positive VALUE")
     if alike:
         found.append(f"values of the target differ by case or blanks only: {alike}")
     if "against" in target.declared:
@@ -908,7 +989,7 @@ def _column_doubts(made: Draft, main: Mapping[str, Facts], alike: list[tuple[str
         if column != split.declared.get("column"):
             found.append(f"{column} repeats ({evidence}); to keep its rows together: split: {{by: random, column: {yaml_value(column)}, validation: 0.15, test: 0.15, seed: 0}}")
     named = [fact for fact in main.values() if ID_NAME.search(fact.column) and fact.kind in ("int", "text") and 1 < fact.values < fact.rows and not identifier_reason(fact)]
-    found += [f"{fact.column} looks like an identifier that repeats ({fact.values:,} values); if rows of one {fact.column} belong together, split by it; if it only numbers things, features.kinds: drop" for fact in named if fact.column not in [one[0] for one in alike] and fact.values > FEW_VALUES]
+    found += [f"{fact.column} looks like an identifier that repeats ({fact.shown}); if rows of one {fact.column} belong together, split by it; if it only numbers things, features.kinds: drop" for fact in named if fact.column not in [one[0] for one in alike] and fact.values > FEW_VALUES]
     late = split.declared.get("column")
     if split.declared["by"] == "time" and "draw days" in split.why:
         found.append(f"{late}: {split.why.partition('; ')[2]}")
@@ -938,7 +1019,8 @@ def _draft_text(made: Draft, nulls: list[str], rules: list[dict[str, Any]], main
         lines += ["features:", f"  kinds: {yaml_value(dict.fromkeys(dropped, 'drop'))}"]
     if identifiers:
         lines += [f"roles: {yaml_value(dict.fromkeys(identifiers, 'identifier'))}"]
-    return "\n".join([*lines, "rules:", *(f"  - {yaml_value(rule)}" for rule in rules)]) + "\n"
+    lines += ["rules:", *(f"  - {yaml_value(rule)}" for rule in rules)] if rules else ["rules: []"]
+    return "\n".join(lines) + "\n"
 
 
 def _column_line(own: ColumnDraft, declared: Any) -> str:
@@ -948,8 +1030,12 @@ def _column_line(own: ColumnDraft, declared: Any) -> str:
     return f"      {yaml_value(own.column)}: {declared if isinstance(declared, str) else yaml_value(declared)}   # {said}"
 
 
+_LINE = 2000
+
+
 def _one_line(text: str) -> str:
-    "The text without line ends and signs that cannot be printed."
+    "The text without line ends and signs that cannot be printed, and not longer than a person reads."
+    text = text if len(text) <= _LINE else f"{text[:_LINE]} ... and {len(text) - _LINE:,} characters more"
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 # %% ../../nbs/1_data/03_draft.ipynb #aab77a50
@@ -960,8 +1046,8 @@ def tried(
     made: Draft, # with its text
     folder: Path, # what ingest wrote
     label: np.ndarray, # from `labels_of`
-) -> None:
-    "Run the stages of data on the draft; the InputError of the first that stops."
+) -> dict[str, tuple[str, str]]:
+    "Run the stages of data on the draft; the kind that each feature got, and why, or the InputError of the first stage that stops."
     with tempfile.TemporaryDirectory() as aside:
         shutil.copytree(project_root() / "conf", Path(aside) / "conf")
         (Path(aside) / "conf" / "data" / f"{made.name}.yaml").write_text(made.text, encoding="utf-8")
@@ -973,7 +1059,8 @@ def tried(
             _sample(folder / f"{data['main']}.parquet", rows / f"{data['main']}.parquet", label)
         validate(rows, Path(aside) / "validate", Path(aside) / "rejected", data["rules"], data["main"], data["target"], data["repairs"])
         clean(Path(aside) / "validate", Path(aside) / "clean", data["repairs"])
-        make_features(Path(aside) / "clean", Path(aside) / "features", data["main"], data["target"], data["features"], data["split"])
+        found = make_features(Path(aside) / "clean", Path(aside) / "features", data["main"], data["target"], data["features"], data["split"])
+        return found["kinds"]
 
 
 def _same(data: Mapping[str, Any], made: Draft) -> None:

@@ -225,7 +225,10 @@ def _units(values: pa.ChunkedArray) -> np.ndarray:
 def _group_numbers(values: pa.ChunkedArray) -> np.ndarray:
     "The place of each row's value among the distinct ones, sorted as text."
     coded = values.dictionary_encode(null_encoding="encode").unify_dictionaries()
-    place = np.unique(coded.chunk(0).dictionary.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
+    kinds = coded.chunk(0).dictionary.to_numpy(zero_copy_only=False)
+    # An array of numpy's texts would give each the room of the longest.
+    texts = np.array([str(kind) for kind in kinds], object) if kinds.dtype == object else kinds.astype(str)
+    place = np.unique(texts, return_inverse=True)[1]
     return place[np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])]
 
 # %% ../../nbs/1_data/10_features.ipynb #f72661ab

@@ -26,7 +26,7 @@ from ..core.files import artifact, project_root, read_json, sha256_of, write_jso
 from ..core.progress import progress
 from .byte_streams import unchanged
 from .cell_types import ARROW_TYPES, Reading, converted, declared_readings
-from .column_looks import Doubt, Looks, as_yaml, inferred_type, misfit, notes
+from .column_looks import Doubt, Looks, Proposal, as_yaml, inferred_type, misfit, notes
 from .csv_rows import Rejects, as_line, check_names, csv_batches
 
 # %% ../../nbs/1_data/01_ingest.ipynb #6711e2ca
@@ -210,8 +210,14 @@ def ingest_parquet(
                 raise InputError("no column can be read", "A table needs columns of numbers, times or text.", file=path)
             write_batches(target, (sampled(batch, fraction) for batch in _parquet_batches(file, kept)))
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"the file is not Parquet or is cut short ({str(error)[:200]})", "Fetch the file again.", file=path) from None
+            remedy = "Fetch the file again" if _is_parquet(path) else "Name it .csv if it is text; else fetch it again"
+            raise InputError(f"the file is not Parquet or is cut short ({str(error)[:200]})", f"{remedy}.", file=path) from None
     return [column.result() for column in columns.values()] + _dropped(table)
+
+
+def _is_parquet(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(4) == b"PAR1"
 
 
 def _parquet_batches(file: pq.ParquetFile, columns: dict[str, "ParquetColumn"]) -> Iterator[pa.RecordBatch]:
@@ -265,7 +271,9 @@ class ParquetColumn:
         text = self.kind == "text" and not pa.types.is_null(field.type) and not pa.types.is_boolean(field.type)
         self.looks = Looks(replace(declared, kind=None if declared.kind is None else "text")) if text else None
         if self.kind == "decimal" and not declared.kind:
-            raise InputError(f"the column has the type {field.type}, of which a float does not hold all digits", "Declare it as float or text in conf/data (tables.<table>.columns).", file=path, column=field.name)
+            proposal = Proposal({"type": "float"}, 1.0, "", None, f"numbers of the type {field.type}, rounded to the 15 digits of a float")
+            remedy = "Declare it as float or text in conf/data (tables.<table>.columns)."
+            raise Doubt(f"the column has the type {field.type}, of which a float does not hold all digits", remedy, [proposal], file=path, column=field.name)
         if declared.kind and self.kind == "dropped":
             raise InputError(f"conf/data declares the type {declared.kind}, and {self.why}", "Take the column out of the declaration, or list it under tables.<table>.drop.", file=path, column=field.name)
         self.settle(declared.kind or self.kind, "declared" if declared.kind else self.why)
@@ -297,7 +305,9 @@ class ParquetColumn:
         try:
             return self._cast(values, first_row)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise InputError(f"the column does not fit the type {self.kind} ({error})", "Declare another type in conf/data, such as text.", file=self.path, column=self.name) from None
+            given = [] if self.declared.kind else [Proposal({"type": "text"}, 1.0, "", None, f"{values.type} beyond the type {self.kind}, kept as text")]
+            remedy = "Declare another type in conf/data, such as text."
+            raise Doubt(f"the column does not fit the type {self.kind} ({error})", remedy, given, file=self.path, column=self.name) from None
 
     def _cast(self, values: pa.Array, first_row: int) -> pa.Array:
         of, kind = pa.types, values.type
@@ -454,8 +464,8 @@ def _check_table(table: dict[str, Any], path: Path) -> None:
     if wrong or isinstance(table.get("skip"), bool) or table.get("skip", 0) < 0:
         raise InputError(f"conf/data declares {wrong[0] if wrong else 'skip'}: {table[wrong[0] if wrong else 'skip']!r}", "Give names in quotes, and skip as a number of lines from 0.", file=path)
     delimiter, tolerated = table.get("delimiter", ","), table.get("max_rejected_fraction", 0.0)
-    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n':
-        raise InputError(f"conf/data declares the delimiter {delimiter!r}", 'Give one character, as in delimiter: ";" or delimiter: "\\t".', file=path)
+    if not isinstance(delimiter, str) or len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n\0':
+        raise InputError(f"conf/data declares the delimiter {delimiter!r}", 'Give one ASCII character, as in delimiter: ";" or delimiter: "\\t".', file=path)
     if not isinstance(tolerated, (int, float)) or not 0 <= tolerated < 1:
         raise InputError(f"conf/data declares max_rejected_fraction: {tolerated!r}", "Give a fraction from 0 up to, not including, 1.", file=path)
 

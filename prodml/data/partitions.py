@@ -26,6 +26,7 @@ from ..core.errors import InputError
 from ..core.files import read_json, sha256_of, write_json
 from .cell_types import ARROW_TYPES, declared_type
 from .csv_rows import Rejects, csv_batches
+from .byte_streams import require_file
 from .ingest import ingest_csv, ingest_parquet, verified_partitions
 
 # %% ../../nbs/1_data/02_partitions.ipynb #1154c8dd
@@ -150,7 +151,11 @@ def read_delivery(
     "Write the rows typed, in the feed's columns; InputError as ingest gives it, or on a row without its time or a key."
     written, declared = {key: value for key, value in feed.table.items() if key in _WRITTEN}, feed.table.get("columns") or {}
     if path.suffix == ".parquet":
-        names = pq.read_schema(path).names
+        try:
+            names = pq.read_schema(path).names
+        except (pa.ArrowInvalid, OSError) as error:
+            problem = f"the file is not Parquet or is cut short ({str(error)[:200]})"
+            raise InputError(problem, "Fetch the file again.", file=path) from None
         columns = {name: said for name, said in declared.items() if name in names or name not in feed.late}
         ingest_parquet(path, target, {**{key: value for key, value in written.items() if key in _OF_PARQUET}, "columns": columns})
     else:
@@ -348,8 +353,7 @@ def receive(
     now: datetime, # UTC; a later event cannot be true
 ) -> Verdict:
     "Take a delivery into the feed, or set it aside; InputError if the file is missing, the feed is locked, or an accepted day was tampered with."
-    if not path.is_file():
-        raise InputError("there is no such file", "Name the delivered file.", file=path)
+    require_file(path, "Name the delivered file.")
     with locked(feed.folder):
         complete(feed.folder)
         aside = feed.folder / ".next"

@@ -872,7 +872,7 @@ class Rollout:
             champions = [event.version for event in self.registry.events(self.model) if event.action == "champion"]
             if version is None:
                 self._refuse_what_just_ended()
-            elif control is not None or version != champions[-1]:
+            elif control is not None or [version] != champions[-1:]:
                 raise InputError(f"{self.model}@{version} is {'not the challenger' if control else 'not the champion, and no rollout is under way'}", f"Look at `prodml rollout status {self.model}`.")
             before = [version for version in champions if version != champions[-1]]
             if not before:
@@ -883,7 +883,10 @@ class Rollout:
 
     def _refuse_what_just_ended(self) -> None:
         "InputError if a rollback that names no version comes upon one that came by itself a moment ago: to go back once more is hardly what is meant."
-        last = self.registry.events(self.model)[-1]
+        events = self.registry.events(self.model)
+        if not events:
+            return
+        last = events[-1]
         if last.action == "no challenger" and time.time_ns() // 1000 - last.at_us < _JUST_S * 1e6 and self._last().status == "rolled_back":
             raise InputError(f"{self.model}@{last.version} was rolled back a moment ago ({last.why})", f"To go back further, name the version that shall go: `prodml rollout rollback {self.model}@{self.registry.roles(self.model)['champion']}`.")
 
@@ -968,6 +971,10 @@ def run_rollout(
             print(registry.register(given.what, given.who, given.why, bump=given.bump))
             return 0
         name, version = split_reference(given.what) if "@" in given.what else (given.what, None)
+        if not registry.versions(name):
+            known = sorted({event.model for event in registry.events() if event.action == "register"})
+            there = f"It holds {', '.join(known)}." if known else "It holds none; register a release: `prodml rollout register RELEASE`."
+            raise InputError(f"the registry has no model {name!r}", there, file=given.registry)
         if given.action == "history":
             for event in registry.events(name):
                 print(f"{event.seq:5}  {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(event.at_us / 1e6))}  {event.action:14} {event.version:8} {event.who}: {event.why}")
