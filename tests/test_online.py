@@ -53,8 +53,8 @@ MINUTE_US = 60_000_000
 def both_ways(source: FeatureSource, columns: dict, now_us: int) -> tuple:
     """What the source gives for columns; each row alone has the same bytes, also when it comes again."""
     numbers, codes, degraded = source(columns, now_us)
-    for place in range(len(numbers)):
-        sent = tuple(columns[name][place] for name in source.inputs)
+    rows = zip(*(columns[name] if isinstance(columns[name], list) else columns[name].to_pylist() for name in source.inputs))
+    for place, sent in enumerate(rows):
         for _ in range(2):
             assert source.row(sent, now_us) == (numbers[place].tobytes(), codes[place].tobytes(), degraded[place])
     return numbers, codes, degraded
