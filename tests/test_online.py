@@ -50,6 +50,16 @@ HORIZON = Horizon(ahead_hours=2, behind_hours=10)
 MINUTE_US = 60_000_000
 
 
+def both_ways(source: FeatureSource, columns: dict, now_us: int) -> tuple:
+    """What the source gives for columns; each row alone has the same bytes, also when it comes again."""
+    numbers, codes, degraded = source(columns, now_us)
+    rows = zip(*(columns[name] if isinstance(columns[name], list) else columns[name].to_pylist() for name in source.inputs))
+    for place, sent in enumerate(rows):
+        for _ in range(2):
+            assert source.row(sent, now_us) == (numbers[place].tobytes(), codes[place].tobytes(), degraded[place])
+    return numbers, codes, degraded
+
+
 @pytest.fixture(scope="module")
 def project(root, tmp_path_factory):
     """The pipeline on the flights from JFK of 24 February to 3 April as far as the features, and a bundle with a network that nobody trained."""
@@ -201,7 +211,7 @@ def replayed(project, frames, documents, bundle, url, client, tmp_path_factory):
         asked = flights[(due > minutes(before)) & (due <= minutes(now))]
         for row, request in zip(asked.source_row, requests_of(asked, bundle.contract["row"])):
             assert not [verdict for verdict in check(request) if verdict.severity == "error"]
-            numbers, codes, degraded = source(request, minutes(now) * MINUTE_US)
+            numbers, codes, degraded = both_ways(source, request, minutes(now) * MINUTE_US)
             told = client.ask("/v1/predict", {name: values[0] for name, values in request.items()}, content_type="application/json")
             answers[row] = numbers.copy(), codes.copy(), degraded[0], told
         before = now
@@ -245,7 +255,7 @@ def test_together_they_are_answered_as_one_by_one(project, frames, bundle, repla
     source = feature_source(bundle, OnlineSettings(url=url))
     together = {name: [row[name][0] for row in rows] for name in rows[0]}
     for columns in (together, pa.table({**together, "time_hour": flights["time_hour"].astype("datetime64[us]").array})):
-        numbers, codes, degraded = source(columns, minutes(ROUNDS[-1]) * MINUTE_US)
+        numbers, codes, degraded = both_ways(source, columns, minutes(ROUNDS[-1]) * MINUTE_US)
         assert numbers.tobytes() == np.concatenate([answers[row][0] for row in flights.source_row]).tobytes()
         assert codes.tobytes() == np.concatenate([answers[row][1] for row in flights.source_row]).tobytes()
         assert degraded == [[]] * len(flights)
@@ -299,18 +309,18 @@ def test_an_answer_says_what_is_missing(project, frames, documents, bundle, repl
 
     # the same row, computed an hour before its question was due
     source.table.put([(form.keys(source.steps.read(request))[0], held.values.due_us - 60 * MINUTE_US, form.pack(held.values))], held.values.due_us, 10**15)
-    numbers, codes, degraded = source(request, held.values.due_us)
+    numbers, codes, degraded = both_ways(source, request, held.values.due_us)
     assert degraded == [[group for group in groups if group != "past weeks"]]
     weeks = [form.numeric.index(name) for name in bundle.rowwise["online"]["groups"]["past weeks"]["columns"]]
     assert np.isnan(numbers).sum() > 30 and numbers[0, weeks].tobytes() == answers[row][0][0, weeks].tobytes()
-    assert not source(request, held.values.due_us - 55 * MINUTE_US)[2][0], "five minutes old while the question is still to come"
+    assert not both_ways(source, request, held.values.due_us - 55 * MINUTE_US)[2][0], "five minutes old while the question is still to come"
 
     # a flight that nobody scheduled, and one with another aircraft
-    numbers, codes, degraded = source({**request, "flight": [9999]}, held.values.due_us)
+    numbers, codes, degraded = both_ways(source, {**request, "flight": [9999]}, held.values.due_us)
     assert degraded == [groups] and numbers[0, own].tobytes() == answers[row][0][0, own].tobytes() and (codes == answers[row][1]).all()
     assert 0 < bundle.predict_encoded(numbers, codes)[0] < 1
     source.table.put([(form.keys(source.steps.read(request))[0], held.as_of_us, form.pack(held.values))], held.values.due_us, 10**15)
-    numbers, codes, degraded = source({**request, "tailnum": ["N14228"]}, held.values.due_us)
+    numbers, codes, degraded = both_ways(source, {**request, "tailnum": ["N14228"]}, held.values.due_us)
     assert degraded == [["aircraft"]] and codes[0, form.categorical.index("plane_maker")] == 1 + bundle.encoding["categorical"][form.categorical.index("plane_maker")]["vocabulary"].index("BOEING")
     aircraft = [form.numeric.index(name) for name in bundle.rowwise["online"]["groups"]["aircraft"]["columns"]]
     assert np.isnan(numbers[0, aircraft]).all() and np.isnan(numbers).sum() < 30
@@ -419,7 +429,7 @@ def test_a_schedule_and_feeds_bring_what_the_pipeline_has_not_seen(project, fram
     asked = coming[due.between(minutes(until) + 450, minutes(until) + 720)].head(50)
     source = feature_source(bundle, OnlineSettings(url=url))
     rows = requests_of(asked, bundle.contract["row"])
-    numbers, _, degraded = source({name: [row[name][0] for row in rows] for name in rows[0]}, (minutes(until) + 391) * MINUTE_US)
+    numbers, _, degraded = both_ways(source, {name: [row[name][0] for row in rows] for name in rows[0]}, (minutes(until) + 391) * MINUTE_US)
     assert degraded == [["aircraft", "today", "weather"]] * 50
     schedule = source.form.numeric.index("origin_scheduled_1h")
     assert (numbers[:, schedule] > 1).all(), "the timetable is known, whoever is silent"
@@ -456,13 +466,13 @@ def test_redis_holds_the_same_rows(frames, documents, bundle, replayed, tmp_path
         source = feature_source(bundle, OnlineSettings(url=url, timeout_s=1.0, check_s=0.0, retry_s=0.0))
         row = next(iter(answers))
         (request,) = requests_of(frames["flights"].set_index("source_row").loc[[row]].reset_index(), bundle.contract["row"])
-        numbers, codes, degraded = source(request, minutes(ROUNDS[1]) * MINUTE_US)
+        numbers, codes, degraded = both_ways(source, request, minutes(ROUNDS[1]) * MINUTE_US)
         assert degraded == [[]] and numbers.tobytes() == answers[row][0].tobytes() and codes.tobytes() == answers[row][1].tobytes()
         assert source.state()["rows"] > 250 and source.state()["problem"] is None
     finally:
         server.terminate()
         server.wait()
-    _, _, degraded = source(request, minutes(ROUNDS[0]) * MINUTE_US)
+    _, _, degraded = both_ways(source, request, minutes(ROUNDS[0]) * MINUTE_US)
     assert degraded == [list(source.groups)] and source.table.problem, "a server that is gone is a table without rows"
 
 

@@ -195,6 +195,7 @@ def test_a_step_makes_the_columns_and_says_what_fell_back(served, tmp_path):
         numbers, codes = served.encode(columns)
         return numbers, codes, [["wind", "past weeks"] if value.as_py() is None else [] for value in columns["wind"]]
 
+    step.inputs = ()
     stepped = Served(served.bundle, "1", served.folder, step)
     path, target = write(rows(100), tmp_path / "in.parquet"), tmp_path / "out.csv"
     score(path, target, stepped, Scoring(part_rows=30), now_us=7)

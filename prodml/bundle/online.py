@@ -27,11 +27,11 @@ _HEAD = struct.Struct("<qHHI") # due, how many codes, how many numbers, bytes of
 
 
 class Encoded:
-    "A row as the model reads it; `numbers` [1, numeric] and `codes` [1, categorical] may not be changed."
-    __slots__ = ("numbers", "codes", "due_us", "given", "missing")
+    "A row as the model reads it; `numbers` [1, numeric] and `codes` [1, categorical] may not be changed. `packed` is for whoever makes bytes of it once."
+    __slots__ = ("numbers", "codes", "due_us", "given", "missing", "packed")
 
     def __init__(self, numbers: np.ndarray, codes: np.ndarray, due_us: int, given: tuple, missing: tuple[str, ...]):
-        self.numbers, self.codes, self.due_us, self.given, self.missing = numbers, codes, due_us, given, missing
+        self.numbers, self.codes, self.due_us, self.given, self.missing, self.packed = numbers, codes, due_us, given, missing, None
 
 
 class RowFormat:
@@ -44,6 +44,8 @@ class RowFormat:
     ):
         self.online, self.encoder = document["online"], RowEncoder(encoding)
         self.numeric, self.categorical = self.encoder.numeric, list(self.encoder.lookups)
+        place = {name: at for at, name in enumerate(document["inputs"])}
+        self._key_at, self._given_at = ([place[name] for name in self.online[part]] for part in ("key", "given"))
         said = [self.online, self.numeric, {name: column["vocabulary"] for column in encoding["categorical"] for name in [column["name"]]}, self.encoder.asked_absent]
         self.space = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -53,6 +55,13 @@ class RowFormat:
     ) -> list[bytes]:
         "The key of each row: its values as a JSON list."
         return [_json(row).encode() for row in zip(*(values[name] for name in self.online["key"]))]
+
+    def of_row(
+        self,
+        values: Sequence[Any], # the inputs of one row, in the order of the document
+    ) -> tuple[bytes, tuple]:
+        "Its key, and what it says beside it."
+        return _json([values[place] for place in self._key_at]).encode(), tuple([values[place] for place in self._given_at])
 
     def given(
         self,
@@ -238,6 +247,7 @@ class OnlineTable:
     ):
         self.store, self._decode, self._check_s, self._retry_s, self._most = store, decode, check_s, retry_s, cache_rows
         self._cache: dict[bytes, Row] = {}
+        self._absent: set[bytes] = set() # keys that this version has no row of
         self._version: Any = None
         self._check_at = 0.0
         self.problem: str | None = None # why the store could not be read at the last try
@@ -253,9 +263,11 @@ class OnlineTable:
         cache = self._cache
         found = [cache.get(key) for key in keys]
         if None in found and self.problem is None:
-            self._load([key for key, row in zip(keys, found) if row is None])
-            cache = self._cache
-            found = [row or cache.get(key) for key, row in zip(keys, found)]
+            asked = [key for key, row in zip(keys, found) if row is None and key not in self._absent]
+            if asked:
+                self._load(asked)
+                cache = self._cache
+                found = [row or cache.get(key) for key, row in zip(keys, found)]
         return found
 
     def one(
@@ -266,7 +278,7 @@ class OnlineTable:
         if time.monotonic() >= self._check_at:
             self._check()
         row = self._cache.get(key)
-        return self.get([key])[0] if row is None else row
+        return self.get([key])[0] if row is None and key not in self._absent else row
 
     def _check(self) -> None:
         "Forget all rows if the version has changed."
@@ -277,22 +289,23 @@ class OnlineTable:
             return self._failed(error)
         self.problem = None
         if version != self._version:
-            self._cache, self._version = {}, version
+            self._cache, self._absent, self._version = {}, set(), version
 
     def _load(self, keys: list[bytes]) -> None:
-        "Remember the rows of the keys; a key that is not there is asked for again the next time."
+        "Remember the rows of the keys, and which have none until a new batch comes."
         try:
             found = self.store.read(keys)
             rows = {key: Row(self._decode(value), as_of) for key, (as_of, value) in found.items()}
         except (*self.store.problems, InputError) as error:
             return self._failed(error)
-        if len(self._cache) + len(rows) > self._most:
-            self._cache = {}
+        if len(self._cache) + len(self._absent) + len(keys) > self._most:
+            self._cache, self._absent = {}, set()
         self._cache.update(rows)
+        self._absent.update(key for key in keys if key not in rows)
 
     def _failed(self, error: Exception) -> None:
         self.problem, self.failures = f"{type(error).__name__}: {error}", self.failures + 1
-        self._cache, self._version = {}, None
+        self._cache, self._absent, self._version = {}, set(), None
         self._check_at = time.monotonic() + self._retry_s
 
     def put(

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..bundle.bundle import MANIFEST, Bundle, open_bundle
 from ..bundle.contract import request_contract
-from ..bundle.one_row import QuickChecker, RowPacker
+from ..bundle.one_row import QuickChecker, RowPacker, picker
 from ..bundle.encode import RowEncoder, input_names
 from ..bundle.sign import Paths
 from ..core.errors import InputError
@@ -31,12 +31,21 @@ from .reader import RowReader, values_of
 class Step(Protocol):
     "From what a request carries to the model's columns, encoded; `FeatureSource` is one."
 
+    inputs: tuple[str, ...] # the columns that it reads
+
     def __call__(
         self,
         columns: Mapping[str, Sequence[Any]], # of the row contract, [N] each
         now: int, # microseconds since 1970 UTC
     ) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
         "Numbers float32 [N, n], codes int64 [N, c], and for each row what was stale or missing and fell back."
+
+    def row(
+        self,
+        sent: tuple, # one row: a value for each of `inputs`
+        now: int, # microseconds since 1970 UTC
+    ) -> tuple[bytes, bytes, list[str]]:
+        "The same for one row, packed."
 
 # %% ../../nbs/4_serve/02_models.ipynb #6ad8e20b
 WARM_ROWS = (1, 2, 16, 64)
@@ -65,7 +74,7 @@ class Served:
         # The model's columns first, in its order; with a step in that of the request.
         wanted = self.columns if step else [*self.inputs, *(name for name in self.columns if name not in self.inputs)]
         self.read = RowReader(self.check, wanted, {column["name"] for column in bundle.encoding["numeric"]})
-        self._wanted = wanted
+        self._of_step = picker([wanted.index(name) for name in step.inputs]) if step else None
         self.predict = bundle.predict_encoded
         self.loaded_at = time.time()
         # It names every file inside: what an answer was made by, whatever the version is called.
@@ -82,8 +91,7 @@ class Served:
         "The row as the model takes it, packed, and the columns that fell back; InputError on a row that cannot be encoded."
         if self.step is None:
             return (*self.pack(row), [])
-        numbers, codes, degraded = self.step({name: [row.get(name)] for name in self.columns}, now)
-        return numbers.tobytes(), codes.tobytes(), degraded[0]
+        return self.step.row(tuple([row.get(name) for name in self.step.inputs]), now)
 
     def packed_read(
         self,
@@ -94,8 +102,7 @@ class Served:
         values = values_of(row)
         if self.step is None:
             return (*self.pack.values(values), [])
-        numbers, codes, degraded = self.step({name: [value] for name, value in zip(self._wanted, values)}, now)
-        return numbers.tobytes(), codes.tobytes(), degraded[0]
+        return self.step.row(self._of_step(values), now)
 
     def features(
         self,

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..bundle.bundle import Bundle
 from ..bundle.encode import RowEncoder, encode_categories
+from ..bundle.one_row import RowPacker, picker
 from ..bundle.online import Encoded, OnlineTable, Row, RowFormat, open_store
 from ..bundle.rowwise import Steps
 from ..core.errors import InputError
@@ -50,6 +51,7 @@ def _is_number(value: Any) -> bool:
 
 # %% ../../nbs/4_serve/08_online.ipynb #327c0bdd
 _MINUTE_US = 60_000_000
+_NOTHING = (math.nan, None) # a missing number, a missing word
 
 
 class FeatureSource:
@@ -65,8 +67,14 @@ class FeatureSource:
         self.steps = Steps(document) if document else None
         self.table: OnlineTable | None = None
         self.form: RowFormat | None = None
+        self.pack = RowPacker(self.encoder)
+        self.inputs = tuple(self.steps.inputs) if self.steps else () # of `row`, in order
         self._asked: dict[tuple, tuple[bytes, tuple]] = {} # what a client sent -> key and given
-        self._most, self._inputs = settings.cache_rows, tuple(self.steps.inputs) if self.steps else ()
+        self._most = settings.cache_rows
+        if self.steps:
+            # A feature that no step makes is a missing number or word, behind the outputs of the steps.
+            place = {name: at for at, name in enumerate(self.steps.outputs)}
+            self._model_order = picker([place.get(name, len(place)) for name in self.encoder.numeric] + [place.get(name, len(place) + 1) for name in self.encoder.lookups])
         if document and document["online"]:
             self.form = RowFormat(document, encoding)
             self._prepare(document["online"], encoding, settings)
@@ -97,25 +105,6 @@ class FeatureSource:
     ) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
         "Numbers float32 [N, numeric], codes int64 [N, categorical], and for each row the groups that are missing; InputError on bad columns. The arrays may not be changed."
         now_us = time.time_ns() // 1000 if now_us is None else now_us
-        sent = self._sent(columns) if self.table else None
-        if sent in self._asked:
-            key, said = self._asked[sent]
-            row = self.table.one(key)
-            if row is not None and row.values.given == said:
-                return self._filled(*self._assembled({}, [said], [row], now_us))
-        return self._read(columns, now_us, sent)
-
-    def _sent(self, columns: Mapping[str, Any]) -> tuple | None:
-        "The values of a single row as they were sent, if it is one and they can be remembered."
-        try:
-            sent = tuple([columns[name][0] for name in self._inputs if type(columns[name]) is list])
-            hash(sent)
-            return sent if len(sent) == len(self._inputs) and all([len(columns[name]) == 1 for name in self._inputs]) else None
-        except (KeyError, IndexError, TypeError):
-            return None
-
-    def _read(self, columns: Mapping[str, Any], now_us: int, sent: tuple | None) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
-        "The same for columns that were not seen before."
         if self.steps is None:
             numbers, codes = self.encoder(columns)
             return numbers, codes, [[] for _ in range(len(numbers))]
@@ -125,10 +114,41 @@ class FeatureSource:
             return numbers, codes, [[] for _ in range(len(numbers))]
         keys, given = self.form.keys(values), self.form.given(values)
         rows = self.table.get(keys) if self.table else [None] * len(keys)
-        if sent is not None and rows[0] is not None and rows[0].values.given == given[0]:
-            self._asked = self._asked if len(self._asked) < self._most else {}
-            self._asked[sent] = keys[0], given[0]
         return self._filled(*self._assembled(values, given, rows, now_us))
+
+    def row(
+        self,
+        sent: tuple, # one row as a client sent it, checked: a value for each of `inputs`
+        now_us: int, # now, in microseconds since 1970 UTC
+    ) -> tuple[bytes, bytes, list[str]]:
+        "The same for one row: the bytes of its numbers and codes, and the groups that are missing; InputError on a bad value."
+        if self.table and (known := self._asked.get(sent)):
+            row = self.table.one(known[0])
+            if row is not None and row.values.given == known[1]:
+                return self._known_row(row, now_us)
+        values = self.steps.read_row(sent)
+        if self.form is None:
+            return (*self.pack.values(self._model_order(self.steps.row(*values) + _NOTHING)), [])
+        key, said = self.form.of_row(values) if self.table else (b"", ())
+        row = self.table.one(key) if self.table else None
+        if row is None:
+            return (*self.pack.values(self._model_order(self.steps.row(*values) + _NOTHING)), list(self.groups))
+        if row.values.given == said:
+            self._asked = self._asked if len(self._asked) < self._most else {}
+            self._asked[sent] = key, said
+            return self._known_row(row, now_us)
+        numbers, codes, degraded = self._filled(*self._assembled({name: [value] for name, value in zip(self.inputs, values)}, [said], [row], now_us))
+        return numbers.tobytes(), codes.tobytes(), degraded[0]
+
+    def _known_row(self, row: Row, now_us: int) -> tuple[bytes, bytes, list[str]]:
+        "A row of the table that says what the request says; its bytes are made once, unless a group has grown too old."
+        held, lost = row.values, self._lost(row, now_us)
+        if len(lost) > len(held.missing):
+            held = self._without(held, lost)
+        if held.packed is None:
+            numbers, codes, _ = self._filled(held.numbers, held.codes, [lost])
+            held.packed = numbers.tobytes(), codes.tobytes()
+        return (*held.packed, lost)
 
     def _assembled(self, values: Mapping[str, list], given: list[tuple], rows: Sequence[Row | None], now_us: int) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
         "Numbers and codes before holes are filled, and the missing groups."
