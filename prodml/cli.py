@@ -366,9 +366,15 @@ def export_graph(given: argparse.Namespace) -> int:
 
 def show_profile(given: argparse.Namespace) -> int:
     "Show where the time of one row goes."
+    from prodml.bundle.bundle import MANIFEST
+    from prodml.core.files import project_root
     from prodml.model.profile import write_profile
+    from prodml.serve.request_profile import print_request_profile, profile_request
 
     write_profile(given.folder, given.figure)
+    bundle = given.folder or project_root() / "bundle"
+    if (bundle / MANIFEST).exists():
+        print_request_profile(profile_request(bundle, given.rows, given.online))
     return 0
 
 # %% ../nbs/cli.ipynb #8db26641
@@ -470,8 +476,10 @@ def make_parser(
     search = command("compress", search_compression, "Search prunings, precisions and runtimes for the model that keeps to the budget (conf/budget); goes on where it was stopped.")
     search.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, such as budget.p95_us=50 or 'compress.width_ratio=[0.1]'")
     search.add_argument("--write", action="store_true", help="write the choice into conf/, for the option `searched` of prune, quantize and bundle, and the record into bench/results/")
-    where = command("profile", show_profile, "Show where the time of one row goes: Python, the runtime's call, each operator. A table, and a picture.")
+    where = command("profile", show_profile, "Show where the time of one row goes: encoding, the runtime's call, each operator; and that of a whole request. Tables, and a picture.")
     where.add_argument("folder", nargs="?", type=Path, help="a bundle, or the folder that the stages write to (default artifacts/)")
+    where.add_argument("--rows", type=Path, help="requests to time, JSON lines (default the example in the bundle)")
+    where.add_argument("--online", default="", help="the online table where they are looked up (default none: every row is unknown)")
     where.add_argument("--figure", type=Path, help="the picture (default build/profile.png)")
     graph = command("export", export_graph, "Write a graph of the bundle for another runtime: the same answers, in operators of the main ONNX domain alone.")
     graph.add_argument("file", type=Path, metavar="FILE", help="the .onnx file")

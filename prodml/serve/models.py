@@ -74,7 +74,7 @@ class Served:
         # The model's columns first, in its order; with a step in that of the request.
         wanted = self.columns if step else [*self.inputs, *(name for name in self.columns if name not in self.inputs)]
         self.read = RowReader(self.check, wanted, {column["name"] for column in bundle.encoding["numeric"]})
-        self._of_step = picker([wanted.index(name) for name in step.inputs]) if step else None
+        self.of_step = picker([wanted.index(name) for name in step.inputs]) if step else None
         self.predict = bundle.predict_encoded
         self.loaded_at = time.time()
         # It names every file inside: what an answer was made by, whatever the version is called.
@@ -102,7 +102,7 @@ class Served:
         values = values_of(row)
         if self.step is None:
             return (*self.pack.values(values), [])
-        return self.step.row(self._of_step(values), now)
+        return self.step.row(self.of_step(values), now)
 
     def features(
         self,

@@ -128,17 +128,24 @@ class FeatureSource:
                 return self._known_row(row, now_us)
         values = self.steps.read_row(sent)
         if self.form is None:
-            return (*self.pack.values(self._model_order(self.steps.row(*values) + _NOTHING)), [])
+            return (*self.own_row(values), [])
         key, said = self.form.of_row(values) if self.table else (b"", ())
         row = self.table.one(key) if self.table else None
         if row is None:
-            return (*self.pack.values(self._model_order(self.steps.row(*values) + _NOTHING)), list(self.groups))
+            return (*self.own_row(values), list(self.groups))
         if row.values.given == said:
             self._asked = self._asked if len(self._asked) < self._most else {}
             self._asked[sent] = key, said
             return self._known_row(row, now_us)
         numbers, codes, degraded = self._filled(*self._assembled({name: [value] for name, value in zip(self.inputs, values)}, [said], [row], now_us))
         return numbers.tobytes(), codes.tobytes(), degraded[0]
+
+    def own_row(
+        self,
+        values: Sequence[Any], # of `Steps.read_row`
+    ) -> tuple[bytes, bytes]:
+        "The bytes of a row of which nothing is looked up."
+        return self.pack.values(self._model_order(self.steps.row(*values) + _NOTHING))
 
     def _known_row(self, row: Row, now_us: int) -> tuple[bytes, bytes, list[str]]:
         "A row of the table that says what the request says; its bytes are made once, unless a group has grown too old."
