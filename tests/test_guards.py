@@ -145,3 +145,21 @@ def test_a_row_is_explained_with_the_same_bits_in_any_company(small_bundle):
         alone = bundle.explainer(numbers[row : row + 1], codes[row : row + 1])
         assert alone.shares.tobytes() == together.shares[row].tobytes() and alone.logits[0] == together.logits[row]
         assert alone.errors.tobytes() == together.errors[row].tobytes()
+
+
+def test_a_row_alone_is_encoded_as_among_others(bundle):
+    draw = np.random.default_rng(0)
+    rows = [
+        {
+            "delay": draw.choice([0, 1, 0.25, -0.0, 1e-30]).item(),
+            "wind": [None, 1, 2.5, math.nan][draw.integers(4)],
+            "carrier": [None, "UA", "?", "AA"][draw.integers(4)],
+        }
+        for _ in range(200)
+    ]
+    numbers, codes = bundle.encoded(columns_of(*rows))
+    for place, row in enumerate(rows):
+        own = bundle.encoded(columns_of(row))
+        assert own[0].tobytes() == numbers[place].tobytes() and own[1].tobytes() == codes[place].tobytes(), row
+        arrays = {name: np.array([value], dtype=object) for name, value in row.items()}
+        assert bundle.encoded(arrays)[0].tobytes() == own[0].tobytes()

@@ -23,7 +23,7 @@ import onnxruntime
 from .contract import Verdict, common_length, missing_columns, refusal, request_contract
 from .encode import RowEncoder, input_names
 from .explain import Explainer, Explanation, open_explainer
-from .one_row import QuickChecker
+from .one_row import QuickChecker, RowPacker
 from .sign import Paths, check_signature, json_of, trusted_keys
 from ..core.errors import InputError
 from ..core.files import sha256_of, write_json
@@ -262,7 +262,8 @@ class Bundle:
             check_conformal(self.conformal)
         self.rejected = rejections(contents)
         self.signed_by = json_of(contents[SIGNATURE], SIGNATURE)["key"] if SIGNATURE in contents else None
-        self._encode = RowEncoder(self.encoding)
+        self._encode, self._names = RowEncoder(self.encoding), input_names(self.encoding)
+        self._pack = RowPacker(self._encode)
         session = open_session(contents[about["graphs"][self.graph]], threads)
         self._ask = OneRow(session)
         # A table without categories leaves no codes in the graph.
@@ -284,7 +285,7 @@ class Bundle:
         columns: Mapping[str, Any], # column name -> values, [N] each
     ) -> np.ndarray:
         "Probabilities of the positive label, float32 [N]; InputError names the first value that breaks the row contract."
-        return self.predict_encoded(*self._encoded(columns))
+        return self.predict_encoded(*self.encoded(columns))
 
     @cached_property
     def _checker(self) -> QuickChecker:
@@ -302,15 +303,33 @@ class Bundle:
         missing = missing_columns(input_names(self.encoding), given)
         return missing or (self._checker(given) if common_length(given) else [])
 
-    def _encoded(self, columns: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        "Numbers and codes of rows that break no rule; InputError names the first that does."
-        names = input_names(self.encoding)
+    def encoded(
+        self,
+        columns: Mapping[str, Any], # column name -> values, [N] each
+    ) -> tuple[np.ndarray, np.ndarray]:
+        "Numbers [N, numeric] and codes [N, categorical] of rows that break no rule; InputError names the first that does."
+        row = self._single(columns)
+        if row is not None and self._checker.passes(row):
+            return self._pack.arrays(*self._pack(row))
+        names = self._names
         given = _by_name(columns, names)
         if len(given) < len(names) or not common_length(given) or not self._checker.passes_columns(given):
             refused = [verdict for verdict in self._check(given) if verdict.severity == "error"]
             if refused:
                 raise refusal(refused)
         return self._encode(given)
+
+    def _single(self, columns: Any) -> dict[str, Any] | None:
+        "The row, where the columns are lists of one value each."
+        if type(columns) is not dict:
+            return None
+        try:
+            found = [columns[name] for name in self._names]
+        except KeyError:
+            return None
+        if not all([type(column) is list and len(column) == 1 for column in found]):
+            return None
+        return dict(zip(self._names, [column[0] for column in found]))
 
     def sets(
         self,
@@ -335,7 +354,7 @@ class Bundle:
         columns: Mapping[str, Any], # column name -> values, [N] each
     ) -> Explanation:
         "How much each column, in the order of `explaining['columns']`, moves the logit of each row from that of the baseline; InputError on bad columns, or without a baseline."
-        return self.explainer(*self._encoded(columns))
+        return self.explainer(*self.encoded(columns))
 
 
 def open_bundle(

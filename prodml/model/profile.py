@@ -121,7 +121,7 @@ def steps_of(
     without = lambda given: [{name: array[:0] for name, array in feed.items()} for feed in given]  # noqa: E731
     # One row is asked as a bundle asks it; no row takes the usual way, with the empty graph as with the full one.
     return {
-        "whole": (bundle.predict, rows), "encoded": (encoder, rows), "call": (OneRow(runtime), feeds), "empty_call": (OneRow(empty), floor_feeds),
+        "whole": (bundle.predict, rows), "encoded": (bundle.encoded, rows), "call": (OneRow(runtime), feeds), "empty_call": (OneRow(empty), floor_feeds),
         "no_rows": (lambda feed: runtime.run(["probability"], feed), without(feeds)), "empty_no_rows": (lambda feed: empty.run(["probability"], feed), without(floor_feeds)),
     }, feeds
 
