@@ -47,8 +47,10 @@ def results_table(
     for model, splits in sorted(quality.items(), key=lambda item: (ORDER.index(item[0]) if item[0] in ORDER else len(ORDER), item[0])):
         graph = timed.get(f"{model}_onnx")
         lines = {f"{model} in PyTorch": timed.get(model, {}), f"{model} in ONNX Runtime": graph} if graph else {model: timed.get(model, {})}
-        for name, line in lines.items():
-            values = {**splits[split], **line}
+        own = {name: {**splits[split], **line} for name, line in lines.items()}
+        if dynamic := timed.get(f"{model}_dynamic_int8"): # another network, with scores of its own
+            own[f"{model}, dynamic int8 of ONNX Runtime"] = dynamic
+        for name, values in own.items():
             rows.append([name, *(format(values[key], form) if values.get(key) is not None else "–" for _, key, form in COLUMNS)])
     return rows
 

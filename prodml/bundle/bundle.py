@@ -23,7 +23,7 @@ import onnxruntime
 from .contract import Verdict, common_length, missing_columns, refusal, request_contract
 from .encode import RowEncoder, input_names
 from .explain import Explainer, Explanation, open_explainer
-from .one_row import QuickChecker, RowPacker
+from .one_row import QuickChecker, RowPacker, picker
 from .sign import Paths, check_signature, json_of, trusted_keys
 from ..core.errors import InputError
 from ..core.files import sha256_of, write_json
@@ -263,7 +263,7 @@ class Bundle:
         self.rejected = rejections(contents)
         self.signed_by = json_of(contents[SIGNATURE], SIGNATURE)["key"] if SIGNATURE in contents else None
         self._encode, self._names = RowEncoder(self.encoding), input_names(self.encoding)
-        self._pack = RowPacker(self._encode)
+        self._pack, self._pick = RowPacker(self._encode), picker(self._names)
         session = open_session(contents[about["graphs"][self.graph]], threads)
         self._ask = OneRow(session)
         # A table without categories leaves no codes in the graph.
@@ -324,12 +324,12 @@ class Bundle:
         if type(columns) is not dict:
             return None
         try:
-            found = [columns[name] for name in self._names]
+            found = self._pick(columns)
         except KeyError:
             return None
-        if not all([type(column) is list and len(column) == 1 for column in found]):
+        if set(map(type, found)) != {list} or set(map(len, found)) != {1}:
             return None
-        return dict(zip(self._names, [column[0] for column in found]))
+        return dict(zip(self._names, [value for value, in found]))
 
     def sets(
         self,
