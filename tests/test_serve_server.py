@@ -184,6 +184,12 @@ def serve(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
     ([], "there is nothing to serve"), (["no-folder", "--unsigned"], "there is no bundle here"), (["--registry", "no-folder"], "there is no registry here"), (["BUNDLE", "--unsigned", "--port", "TAKEN"], "Choose another --port"),
     (["BUNDLE", "--unsigned", "--port", "TAKEN", "--workers", "2"], "Choose another --port"), (["BUNDLE", "--settings", "FILE"], "[server] has the unknown key 'prot'. Did you mean port?"), (["REJECTED", "--unsigned"], "say that you take a rejected one: --rejected on the command line"),
     (["BUNDLE", "--port", "FREE", "--workers", "2"], "nobody has signed"),
+    (["BUNDLE", "--port", "70000"], "[server] port is 70000. Give a port, from 0 to 65535."),
+    (["BUNDLE", "--port", "-1"], "[server] port is -1. Give a number, 0 or more."),
+    (["BUNDLE", "--workers", "0"], "[server] workers is 0. Give a number, 1 or more."),
+    (["BUNDLE", "--grpc-port", "99999"], "[grpc] port is 99999. Give a port, from 0 to 65535."),
+    (["BUNDLE", "--unsigned", "--host", "unix:/tmp/socket"], "'unix:/tmp/socket' is no address of a network"),
+    (["BUNDLE", "--unsigned", "--port", "8123", "--grpc-port", "8123"], "HTTP and gRPC both have the port 8123"),
 ])
 def test_what_keeps_it_from_starting_is_said_in_a_sentence(small_bundle, tmp_path, arguments, sentence):
     (tmp_path / "serve.toml").write_text("[server]\nprot = 1\n")
@@ -199,6 +205,7 @@ def test_what_keeps_it_from_starting_is_said_in_a_sentence(small_bundle, tmp_pat
         values = {"BUNDLE": str(small_bundle), "REJECTED": str(rejected), "FILE": str(tmp_path / "serve.toml"), "TAKEN": str(ports[0]), "FREE": str(ports[1])}
         done = serve(*(values.get(word, word) for word in arguments))
     assert done.returncode == 1 and done.stderr.count(sentence) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count(" Give ") <= 1, "one remedy, once"
 
 
 def test_a_server_that_answers_has_loaded_nothing_heavy(small_bundle):

@@ -48,6 +48,8 @@ def settings_of(
     try:
         return msgspec.convert(dict(table), kind)
     except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, InputError): # it names the key and the remedy
+            raise error.__cause__ from None
         raise InputError(f"[{name}] {error}", "Give a value of that type.", file="settings") from None
 
 

@@ -62,7 +62,9 @@ class ServerSettings:
         for one in fields(self):
             least = {"workers": 1, "backlog": 1, "keep_alive_seconds": 1}.get(one.name, 0)
             if isinstance(getattr(self, one.name), (int, float)) and getattr(self, one.name) < least:
-                raise InputError(f"[server] {one.name} is {getattr(self, one.name)}", f"Give a number from {least}.", file="settings")
+                raise InputError(f"[server] {one.name} is {getattr(self, one.name)}", f"Give a number, {least} or more.", file="settings")
+        if self.port > 65_535:
+            raise InputError(f"[server] port is {self.port}", "Give a port, from 0 to 65535.", file="settings")
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,10 @@ def all_settings(
         from prodml.serve.rollout import rollout_settings
 
         made["rollout"] = rollout_settings(tables["rollout"])
-    return Settings(**made)
+    settings = Settings(**made)
+    if settings.grpc is not None and settings.grpc.port and settings.grpc.port == settings.server.port:
+        raise InputError(f"HTTP and gRPC both have the port {settings.server.port}", "Give each a port of its own: --port and --grpc-port, or [server] port and [grpc] port.", file="settings")
+    return settings
 
 
 def check_safe(
@@ -316,7 +321,11 @@ def port_for(
     shared: bool, # whether other processes have it too
 ) -> socket.socket:
     "A bound socket; InputError if it cannot be had."
-    family, kind, protocol, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        raise InputError(f"{settings.host!r} is no address of a network, and no name of one", "Give an IP address or a name that is known here: --host 127.0.0.1.") from None
+    family, kind, protocol, _, address = found[0]
     bound = socket.socket(family, kind, protocol)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if shared:
@@ -655,7 +664,7 @@ def given_settings(
         error.file = given.settings if error.file in (None, "settings") else error.file
         raise
     for name, keys in {"server": ("host", "workers", "registry", "model"), "models": ("trusted", "unsigned", "rejected")}.items():
-        tables[name] = tables.get(name, {}) | {key: getattr(given, key) for key in keys if getattr(given, key)}
+        tables[name] = tables.get(name, {}) | {key: getattr(given, key) for key in keys if getattr(given, key) is not None and getattr(given, key) is not False}
     if given.port is not None:
         tables["server"]["port"] = given.port
     if given.grpc_port is not None:
