@@ -229,6 +229,7 @@ def test_a_bad_row_is_named_and_the_others_may_be_answered(server):
     ("/v1/predict", {"delay": {"__class__": "x"}, "wind": 1, "carrier": "AA"}, None, {}, 422), ("/v1/predict", b" " * 5_000_000, None, {}, 413), ("/v1/predict", b"a", None, {"Content_Type": "application/x-python"}, 415),
     ("/v1/predict", ROW, None, {"Accept": "image/png"}, 406), ("/v1/predict", None, "GET", {}, 405), ("/v1/nothing", None, "GET", {}, 404), ("/v1/predict?version=no", ROW, None, {}, 404),
     ("/v1/explain", [ROW] * 101, None, {}, 413), ("/v1/feedback", {"id": "0" * 24, "label": 1}, None, {}, 404), ("/v1/feedback", {"id": "a", "label": 2}, None, {}, 422),
+    ("/v1/models/..9/load", {}, None, {}, 422), ("/v1/models/-9/load", {}, None, {}, 422),
     ("/v1/models/9/load", {"folder": "../../etc"}, None, {}, 403), ("/v1/models/9/use", b"", None, {}, 404),
 ])
 def test_what_cannot_be_answered_is_refused_in_one_form(server, path, body, method, headers, status):

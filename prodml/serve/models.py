@@ -156,7 +156,7 @@ def version_of(
     return hashlib.sha256((Path(folder) / MANIFEST).read_bytes()).hexdigest()[:12]
 
 
-VERSION = re.compile(r"[A-Za-z0-9._+-]{1,80}")
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 
 
 class Models:
@@ -183,7 +183,7 @@ class Models:
         bundle = open_bundle(folder, threads=self._opening.threads, trusted=keys, unsigned=self._opening.unsigned, rejected=self._opening.rejected)
         version = version or version_of(folder)
         if not VERSION.fullmatch(version):
-            raise InputError(f"{version[:80]!r} is no name of a version", "Use up to 80 letters, digits, dots, plus and minus signs and underscores.")
+            raise InputError(f"{version[:80]!r} is no name of a version", "Use up to 80 letters, digits, dots, plus and minus signs and underscores, with a letter or digit first.")
         served = Served(bundle, version, folder, self._step_of(bundle))
         served.warm()
         with self._writing:
