@@ -27,7 +27,7 @@ from prodml.core.files import write_json
 from prodml.serve.access import AccessSettings, JwtSettings, TlsSettings
 from prodml.serve.batching import Batching
 from prodml.serve.grpc import GrpcSettings
-from prodml.serve.limits import Limits
+from prodml.serve.limits import Limits, read_settings
 from prodml.serve.log import LogSettings, read_chain
 from prodml.serve.models import Opening
 from prodml.serve.observe import ObserveSettings
@@ -206,6 +206,20 @@ def test_what_keeps_it_from_starting_is_said_in_a_sentence(small_bundle, tmp_pat
         done = serve(*(values.get(word, word) for word in arguments))
     assert done.returncode == 1 and done.stderr.count(sentence) == 1 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.count(" Give ") <= 1, "one remedy, once"
+
+
+def test_a_replay_finds_bundles_and_trust_in_the_servers_settings(small_bundle, tmp_path):
+    (tmp_path / "serve.toml").write_text(
+        f'[server]\nport = 0\nreleases = "{small_bundle.parent}"\n[models]\nunsigned = true\n[log]\nfolder = "{tmp_path / "log"}"\n'
+    )
+    chosen = all_settings(read_settings(tmp_path / "serve.toml"))
+    with running(make_service([small_bundle], chosen), chosen) as address:
+        name = ask(address, "/v1/predict", ROW)[2]["id"]
+    audit = [sys.executable, "-m", "prodml.cli", "audit", "replay", name]
+    done = subprocess.run([*audit, "--settings", str(tmp_path / "serve.toml")], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("identical"), done.stdout + done.stderr
+    done = subprocess.run([*audit, "--log", str(tmp_path / "log")], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "identical" not in done.stdout, "without the settings it looks in releases/"
 
 
 def test_a_server_that_answers_has_loaded_nothing_heavy(small_bundle):

@@ -38,6 +38,7 @@ from ..core.errors import InputError
 from ..core.files import written
 from .limits import read_settings, settings_of
 from .log import INDEX, Chain, Entered, Held, LogSettings, find, hold, index_is_whole, read_chain, read_frames, seal_at, sync_folder
+from .models import Opening
 from .log_format import CODES, FIRST, NO_KEY, OVERHEAD, Act, Frame, Keyring, Logged, Seal, SegmentStart, add_key, bundle_hash, chain_folders, encode_content, frames, link, opened, read_keyring, segment_paths, text_of, value_hash
 
 # %% ../../nbs/4_serve/13_audit.ipynb #374cfe67
@@ -868,9 +869,9 @@ def audit_arguments(
     shown.add_argument("--json", action="store_true", help="a line of JSON for each record, with nothing left out")
     command("verify", "Walk all chains; ends with 1 and names the first broken record if one is not sound.").add_argument("--anchor", type=Path, nargs="+", default=[], metavar="FILE", help="signed anchors to hold the chains against")
     again = command("replay", "Compute an answer again from its bundle; ends with 1 if it is not identical.")
-    for one, what in ((shown, "where to look for the bundle that answered, which names the features (default nowhere)"), (again, "bundles, or folders of bundles, such as that of a registry (default releases/)")):
+    for one, what in ((shown, "where to look for the bundle that answered, which names the features (default where the settings have bundles, else nowhere)"), (again, "bundles, or folders of bundles, such as that of a registry (default those of the settings, else releases/)")):
         one.add_argument("id", help="of the prediction")
-        one.add_argument("--bundles", type=Path, nargs="+", default=[Path("releases")] if one is again else [], metavar="PATH", help=what)
+        one.add_argument("--bundles", type=Path, nargs="+", metavar="PATH", help=what)
         one.add_argument("--unsigned", action="store_true", help="take a bundle that nobody signed")
     command("erase", "Erase all records of a person.").add_argument("subject", metavar="COLUMN=VALUE", help="such as tailnum=N14228")
     command("retain", "Let records go that are older.").add_argument("--days", type=float, required=True, help="what is older goes, by whole segments")
@@ -883,13 +884,26 @@ def audit_arguments(
     key.add_argument("--name", default=f"{datetime.now(UTC):%Y-%m-%d}", help="of the key (default the day)")
 
 
+def _take_settings(given: argparse.Namespace, tables: Mapping[str, Any]) -> None:
+    "Where the server finds its bundles, and whom it trusts, unless the flags say otherwise."
+    server, opening = tables.get("server") or {}, settings_of(Opening, tables, "models")
+    places = [Path(server[name]) for name in ("registry", "releases") if server.get(name)]
+    if "bundles" in given:
+        given.bundles = given.bundles or places or ([Path("releases")] if given.action == "replay" else [])
+        given.unsigned = given.unsigned or opening.unsigned
+    if "trusted" in given:
+        given.trusted = given.trusted or [Path(key) for key in opening.trusted] or None
+
+
 def run_audit(
     given: argparse.Namespace, # of `audit_arguments`
 ) -> int:
     "Do it; 0 if all is as it should be, 1 if not; InputError on bad input."
     if given.action == "new-key":
         return _key_made(given)
-    settings = settings_of(LogSettings, read_settings(given.settings), "log") if given.settings else LogSettings()
+    tables = read_settings(given.settings) if given.settings else {}
+    settings = settings_of(LogSettings, tables, "log")
+    _take_settings(given, tables)
     keys, log = given.keys or settings.keys, given.log or Path(settings.folder)
     try:
         return _ACTIONS[given.action](log, read_keyring(keys) if keys else None, given)
