@@ -149,7 +149,7 @@ def budget_line(
     budget: dict[str, Any], # budget.json of the stage measure
 ) -> str:
     "Whether the model that is served keeps to its budget, and which clauses it misses."
-    missed = [clause["name"] for clause in budget["clauses"][budget["serve"]] if clause["verdict"] not in ("kept", "proven")]
+    missed = [f"{clause['name']} ({clause['verdict']})" for clause in budget["clauses"][budget["serve"]] if clause["verdict"] not in ("kept", "proven")]
     return f"{budget['serve']} keeps to the budget" if budget["keeps"] else f"{budget['serve']} does not keep to the budget: {', '.join(missed)}"
 
 # %% ../nbs/cli.ipynb #755cb443
@@ -207,7 +207,9 @@ def run_in_trial(given: argparse.Namespace) -> int:
         return 1
     verdicts = read_json(given.folder / "bundle" / "gates.json")
     print("\n".join(["", *verdict_lines(verdicts), ""]))
-    print(aligned(results_table(read_json(given.folder / "metrics" / "evaluate.json"), measurements(given.folder)[0])))
+    latency, budget, _ = measurements(given.folder)
+    print(aligned(results_table(read_json(given.folder / "metrics" / "evaluate.json"), latency)))
+    print(f"\n{budget_line(budget)}")
     print("\n".join(next_steps(given.folder.resolve())))
     return REJECTED if verdicts["rejected"] else 0
 
