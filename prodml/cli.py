@@ -151,7 +151,7 @@ def budget_line(
     budget: dict[str, Any], # budget.json of the stage measure
 ) -> str:
     "Whether the model that is served keeps to its budget, and which clauses it misses."
-    missed = [clause["name"] for clause in budget["clauses"][budget["serve"]] if clause["verdict"] not in ("kept", "proven")]
+    missed = [f"{clause['name']} ({clause['verdict']})" for clause in budget["clauses"][budget["serve"]] if clause["verdict"] not in ("kept", "proven")]
     return f"{budget['serve']} keeps to the budget" if budget["keeps"] else f"{budget['serve']} does not keep to the budget: {', '.join(missed)}"
 
 # %% ../nbs/cli.ipynb #755cb443
@@ -209,7 +209,9 @@ def run_in_trial(given: argparse.Namespace) -> int:
         return 1
     verdicts = read_json(given.folder / "bundle" / "gates.json")
     print("\n".join(["", *verdict_lines(verdicts), ""]))
-    print(aligned(results_table(read_json(given.folder / "metrics" / "evaluate.json"), measurements(given.folder)[0])))
+    latency, budget, _ = measurements(given.folder)
+    print(aligned(results_table(read_json(given.folder / "metrics" / "evaluate.json"), latency)))
+    print(f"\n{budget_line(budget)}")
     print("\n".join(next_steps(given.folder.resolve())))
     return REJECTED if verdicts["rejected"] else 0
 
@@ -338,7 +340,7 @@ def release_bundle(given: argparse.Namespace) -> int:
         bundle = open_bundle(given.verify, trusted=given.trusted, rejected=given.rejected)
         print(f"{given.verify}: {bundle.model}, serves {bundle.graph}; whole, and signed by {bundle.signed_by}" + ("; rejected by its gates" if bundle.rejected else ""))
         return 0
-    from prodml.trust.release import RELEASE, make_key, release
+    from prodml.trust.release import RELEASE, make_key, release, shown_release
 
     if given.new_key:
         public = make_key(given.new_key.expanduser())
@@ -347,7 +349,7 @@ def release_bundle(given: argparse.Namespace) -> int:
     root = project_root()
     place = release(given.bundle or root / "bundle", given.target or root / "releases", given.key.expanduser(), given.version, given.country, given.dirty, given.rejected, root)
     facts = read_json(place / RELEASE)
-    print(f"{place}\nrevision {facts['revision']}, signed by {facts['public_key']}\nenergy: {facts['energy']['energy_kwh']} kWh, by {facts['energy']['method']}")
+    print(f"{place}\nrevision {facts['revision']}, signed by {facts['public_key']}\nenergy: {facts['energy']['energy_kwh']} kWh in {shown_release(facts)['stages_counted']} stages, by {facts['energy']['method']}")
     return 0
 
 
@@ -382,7 +384,7 @@ def show_profile(given: argparse.Namespace) -> int:
 # %% ../nbs/cli.ipynb #8db26641
 SERVING = {
     "serve": ("serve.server", "Answer requests from a bundle over HTTP and gRPC: predictions, explanations, late labels, metrics, and a page at /."),
-    "score": ("serve.score", "Score a Parquet or CSV file with a bundle, in parts; goes on where it was stopped."),
+    "score": ("serve.score", "Score a Parquet or CSV file with a bundle, in parts; goes on where it was stopped. Ends with 3 if more rows break the contract than --max-rejected allows."),
     "materialise": ("data.materialise", "Compute the features that no request carries, for the rows that will be asked about, into the table that servers look them up in."),
     "rollout": ("serve.rollout", "Bring a new version of a model before the requests step by step, judged as it goes; take it back."),
     "audit": ("serve.audit", "Show, verify and replay recorded answers; erase a person, let old records go, export."),
@@ -410,7 +412,7 @@ EXAMPLES = """examples:
   prodml trial build/smoke run=smoke             everything on a sample, in a copy
   prodml data draft yours.csv --write            settings for a table of your own
   prodml serve bundle --unsigned                 answer requests
-`prodml COMMAND --help` says more of each. Exit: 0 done, 1 bad input, 2 bad usage, 3 a trial's bundle rejected, 130 interrupted."""
+`prodml COMMAND --help` says more of each. Exit: 0 done, 1 bad input, 2 bad usage, 3 a trial's bundle or too many rows rejected, 130 interrupted."""
 EXAMPLE = {
     "params": "examples:\n  prodml params\n  prodml params model=mlp train.epochs=3\n  prodml params --check",
     "run": "examples:\n  prodml run train epochs=2                              outputs in build/runs/train-...\n"

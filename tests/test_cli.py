@@ -191,12 +191,14 @@ def test_a_trial_ends_with_its_verdict(gates: str, ends: int, tmp_path, monkeypa
     scores = dict.fromkeys(("roc_auc", "pr_auc", "log_loss", "brier", "ece", "f1"), 0.5)
     (tmp_path / "metrics" / "evaluate.json").write_text(json.dumps({"dense": {"test": scores}}))
     (tmp_path / "build" / "measure").mkdir(parents=True)
-    for name in ("latency", "budget"):
-        (tmp_path / "build" / "measure" / f"{name}.json").write_text("{}")
+    clauses = [{"name": "p95_us", "verdict": "kept"}, {"name": "max_auc_drop", "verdict": "not resolved"}]
+    for name, found in {"latency": {}, "budget": {"serve": "int8", "keeps": False, "clauses": {"int8": clauses}}}.items():
+        (tmp_path / "build" / "measure" / f"{name}.json").write_text(json.dumps(found))
     monkeypatch.setattr("prodml.core.trial.run_trial", lambda *given: subprocess.CompletedProcess([], 0))
     assert cli.main(["trial", str(tmp_path), "run=smoke"]) == ends
     said = capsys.readouterr().out
     assert said.strip().startswith(f"The bundle is {gates}: {int(not ends)} of 2 gates are met")
+    assert "int8 does not keep to the budget: max_auc_drop (not resolved)\n" in said
     assert "nothing to judge for: fair to groups" in said and "Next:" in said and ("roc_auc is 0.6" in said) == bool(ends)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -328,12 +329,13 @@ def test_the_command(project, released, key, tmp_path, capsys, monkeypatch):
     assert main(["release", "--verify", str(released), "--trusted", str(public(key))]) == 0
     assert "whole, and signed by" in capsys.readouterr().out
     assert main(["release", "--verify", str(released)]) == 1 and "none of the 0" in capsys.readouterr().err
+    assert main(["release", "--verify", str(project / "bundle")]) == 1 and "--unsigned on the command line" in capsys.readouterr().err
     monkeypatch.setenv("PRODML_TRUSTED_KEYS", str(key.parent))
     assert main(["release", "--verify", str(released)]) == 0
     assert main(["release", "--new-key", "mine.key"]) == 1 and "must not lie in the project" in capsys.readouterr().err
     assert main(["release", "--key", str(key), "--version", "3"]) == 0
     out = capsys.readouterr().out
-    assert str(project / "releases" / "made_up-3") in out and "energy:" in out
+    assert str(project / "releases" / "made_up-3") in out and re.search(r"energy: .* kWh in \d+ of \d+ stages", out)
     assert json.loads((project / "releases" / "made_up-3" / "release.json").read_text())["version"] == "3"
 
 

@@ -25,6 +25,7 @@ from prodml.bundle.one_row import QuickChecker, RowPacker
 from prodml.core.errors import InputError
 from prodml.core.files import write_json
 from prodml.serve.reader import RowReader, as_dict
+from prodml.serve.request_profile import _median_us, profile_request
 from prodml.serve.server import all_settings, make_service, running
 
 ROW = {"delay": 0.4, "wind": None, "carrier": "UA"}
@@ -301,3 +302,23 @@ def test_beyond_its_limit_a_server_says_so_and_stays_alive(small_bundle):
             thread.join()
         assert sorted(status for status, _ in found) == [200, 200, 503, 503, 503, 503]
         assert all(headers["retry-after"] == "1" for status, headers in found if status == 503)
+
+
+def test_a_profile_takes_each_request_through_all_parts_before_the_next():
+    """A part that is repeated at once runs from warm caches: the parts would be a half of the whole."""
+    seen = []
+    assert _median_us({name: (lambda value, name=name: seen.append((name, value)), [1, 2]) for name in ("whole", "reading")}, 2).keys() == {"whole", "reading"}
+    assert seen == [("whole", 1), ("reading", 1), ("whole", 2), ("reading", 2)] * 2
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    ("delay,wind,carrier", "row 2: the line is no JSON object"),
+    ("[1, 2]", "row 2: the line is no JSON object"),
+    (json.dumps(ROW | {"wind": "strong"}), "column wind, row 2: the value 'strong' breaks the rule 'type of wind'"),
+    (json.dumps(ROW | {"more": 1}), "row 2: the server answers the request, but not by the quick way"),
+], ids=["csv", "list", "type", "more columns"])
+def test_a_request_that_is_not_timed_is_told_why(small_bundle, tmp_path, line, said):
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(ROW)}\n{line}\n")
+    with pytest.raises(InputError) as error:
+        profile_request(small_bundle, tmp_path / "rows.jsonl", rounds=2)
+    assert str(error.value).startswith(said)

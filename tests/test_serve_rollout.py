@@ -197,6 +197,19 @@ def test_a_rollback_does_not_go_one_further_by_mistake(registry, tmp_path):
     assert registry.roles("flights") == {"champion": "v1.0.1"} and rollout.rollback("Grace", "Complaints.", "v1.0.1") == "v1.0.0"
 
 
+def test_the_status_tells_what_was_from_what_is(registry, tmp_path, capsys, monkeypatch):
+    """After a promotion and a rollback the version that was tried is no challenger any more."""
+    monkeypatch.setenv("PRODML_TRUSTED_KEYS", str(tmp_path / "key.pub"))
+    words = ["--registry", str(tmp_path / "registry")]
+    for action, what, said in (
+        ("start", "flights@v1.0.1", "flights: champion v1.0.0\nchallenger v1.0.1: running, step 1 of 5 (shadow), not looked at yet\n"),
+        ("promote", "flights@v1.0.1", "flights: champion v1.0.1\nno rollout is under way; the last one, of v1.0.1: promoted at step 1 of 5 (shadow), by hand\n"),
+        ("rollback", "flights@v1.0.1", "flights: champion v1.0.0\nno rollout is under way; the last one, of v1.0.1: promoted at step 1 of 5 (shadow), by hand\n"),
+    ):
+        assert main(["rollout", action, what, *words]) == 0
+        assert capsys.readouterr().out.startswith(said)
+
+
 @pytest.mark.parametrize("action", ["status", "history", "tags", "start", "pause", "resume", "promote", "rollback"])
 def test_a_model_that_the_registry_does_not_hold_is_an_error(registry, action, capsys):
     for named in ("flihgts", "flihgts@v1.0.0"):

@@ -180,7 +180,7 @@ def serve(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("arguments, sentence", [
-    (["BUNDLE", "--host", "0.0.0.0", "--unsigned"], "whoever reaches 0.0.0.0"), (["BUNDLE"], "say that you take it unsigned: --unsigned."), (["BUNDLE", "--settings", "none.toml"], "file none.toml: the settings cannot be read"),
+    (["BUNDLE", "--host", "0.0.0.0", "--unsigned"], "whoever reaches 0.0.0.0"), (["BUNDLE"], "say that you take it unsigned: --unsigned on the command line,"), (["BUNDLE", "--settings", "none.toml"], "file none.toml: the settings cannot be read"),
     ([], "there is nothing to serve"), (["no-folder", "--unsigned"], "there is no bundle here"), (["--registry", "no-folder"], "there is no registry here"), (["BUNDLE", "--unsigned", "--port", "TAKEN"], "Choose another --port"),
     (["BUNDLE", "--unsigned", "--port", "TAKEN", "--workers", "2"], "Choose another --port"), (["BUNDLE", "--settings", "FILE"], "[server] has the unknown key 'prot'. Did you mean port?"), (["REJECTED", "--unsigned"], "say that you take a rejected one: --rejected on the command line"),
     (["BUNDLE", "--port", "FREE", "--workers", "2"], "nobody has signed"),

@@ -63,7 +63,7 @@ EXPECTED = {
     "prodml rollout start flights@v1.0.1": Step("challenger v1.0.1"),
     "prodml rollout status flights": Step("challenger v1.0.1"),
     "prodml keys new --name shop --roles predict": Step("prodml_"),
-    "prodml observe": Step("all files are what the table says"),
+    "prodml observe": Step("dashboard and the alert rules in ops are up to date"),
     "make docs": Step("_docs/index.html"),
     "prodml data draft examples/breast_cancer/tumours.parquet --name tumours --write": Step("Written: conf/data/tumours.yaml"),
     "prodml trial build/tumours data=tumours": Step("int8 ", full="a whole pipeline; test_new_table.py runs drafted tables"),

@@ -128,7 +128,7 @@ def _signature(folder: Path, manifest: bytes, trusted: Paths | None) -> bytes:
     "The signature file, checked over the bytes of the manifest."
     path = folder / SIGNATURE
     if not os.path.lexists(path):
-        raise InputError("nobody has signed this bundle", "Open a released one (`prodml release`), or say that you take it unsigned: unsigned=True.", file=path)
+        raise InputError("nobody has signed this bundle", "Open a released one (`prodml release`), or say that you take it unsigned: --unsigned on the command line, unsigned=True in Python.", file=path)
     data = _read(path)
     check_signature(manifest, data, trusted_keys(trusted), path)
     return data

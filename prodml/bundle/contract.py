@@ -348,7 +348,7 @@ def _shifted(value: Any, offset: float, kind: str) -> Any:
 # %% ../../nbs/0_bundle/02_contract.ipynb #7e55336c
 FINITE = "number is finite"
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-_SAID = {"int": "a whole number", "float": "a number", "time": "a time (YYYY-MM-DD or YYYY-MM-DDTHH:MM:SS, UTC)", "text": "a text"}
+_SAID = {"int": "a whole number", "float": "a number", "time": "a time (YYYY-MM-DD or YYYY-MM-DDTHH:MM:SS, UTC, with Z or nothing behind it)", "text": "a text"}
 
 
 class RowChecker:

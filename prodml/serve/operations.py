@@ -191,7 +191,7 @@ def run_observe(
     given: Namespace, # of `observe_arguments`
 ) -> int:
     "Write dashboard and alert rules; 0."
-    for name in write_files(given.folder) or ["nothing: all files are what the table says"]:
+    for name in write_files(given.folder) or [f"nothing to write: the dashboard and the alert rules in {given.folder} are up to date"]:
         print(name)
     return 0
 

@@ -23,6 +23,7 @@ from .app import Prediction
 from .models import Served
 from .online import OnlineSettings, feature_source
 from .reader import values_of
+from .rows import verdicts_on
 
 # %% ../../nbs/4_serve/18_request_profile.ipynb #aa000007
 PARTS = ("reading", "row-wise steps", "look-ups", "encoding", "network", "answering")
@@ -42,6 +43,20 @@ def _answered(served: Served, body: bytes, now: int) -> bytes:
     return _answer(served, served.predict(*served.pack.arrays(numbers, codes)).item(), degraded)
 
 
+def _refusal(served: Served, body: bytes, place: int) -> InputError:
+    "Why a request is not timed."
+    try:
+        row = json.loads(body)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        return InputError("the line is no JSON object", "Give a file of JSON lines, each an object with the columns of a request.", row=place)
+    for verdict in verdicts_on(served, row):
+        if verdict.severity == "error":
+            return InputError(f"the value {verdict.value!r} breaks the rule {verdict.rule!r}", verdict.remedy, row=place, column=verdict.column)
+    return InputError("the server answers the request, but not by the quick way that is timed here", "Send all columns of the contract and no others, whole numbers without a point.", row=place)
+
+
 def request_calls(
     served: Served, # a loaded bundle
     bodies: Sequence[bytes], # requests of one row each, as JSON
@@ -50,7 +65,7 @@ def request_calls(
     "What is timed, by name: a call, and what it is called with; InputError on a request that the contract refuses."
     rows = [served.read(body) for body in bodies]
     if None in rows:
-        raise InputError("the contract refuses the request, or does not take it at once", "Send a row that keeps to the contract, with all its columns and no others.", row=rows.index(None) + 1)
+        raise _refusal(served, bodies[rows.index(None)], rows.index(None) + 1)
     packed = [served.packed_read(row, now) for row in rows]
     arrays = [served.pack.arrays(numbers, codes) for numbers, codes, _ in packed]
     answers = [(served.predict(*both).item(), degraded) for both, (*_, degraded) in zip(arrays, packed)]
@@ -84,8 +99,8 @@ def request_parts(
 def _median_us(calls: Mapping[str, tuple[Callable[[Any], Any], list[Any]]], rounds: int) -> dict[str, float]:
     times: dict[str, list[int]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name, (call, inputs) in calls.items():
-            for value in inputs:
+        for values in zip(*(inputs for _, inputs in calls.values()), strict=True): # one row through all calls: a call that is repeated at once runs from warm caches
+            for (name, (call, _)), value in zip(calls.items(), values):
                 start = time.perf_counter_ns()
                 call(value)
                 times[name].append(time.perf_counter_ns() - start)

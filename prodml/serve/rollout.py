@@ -948,7 +948,11 @@ def _lines(status: Mapping[str, Any]) -> Iterable[str]:
     if status["status"] == "none":
         return
     step = "shadow" if status["shadow"] else f"{status['weight']:.0%} of the keys"
-    yield f"challenger {status['challenger']}: {status['status'].replace('_', ' ')}, step {status['step'] + 1} of {status['steps']} ({step}), {status['reason'] or 'not looked at yet'}"
+    place = f"step {status['step'] + 1} of {status['steps']} ({step})"
+    if status["status"] not in ACTIVE:
+        yield f"no rollout is under way; the last one, of {status['challenger']}: {status['status'].replace('_', ' ')} at {place}, {status['reason']}"
+    else:
+        yield f"challenger {status['challenger']}: {status['status']}, {place}, {status['reason'] or 'not looked at yet'}"
     yield f"this step: {status['observations']:,} answers, the champion's {status['baseline_observations']:,}, {status['step_seconds']:,.0f} s; in all {status['seconds']:,.0f} s"
     for name in ("errors", "latency"):
         test = status["tests"][name]

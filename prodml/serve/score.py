@@ -624,7 +624,7 @@ def score_arguments(
     parser: argparse.ArgumentParser, # of `prodml score`
 ) -> None:
     "Add what the command takes."
-    parser.add_argument("source", type=Path, metavar="IN", help="a file: .parquet, .csv or .csv.gz, with the columns that a request carries; a CSV has plain numbers (1234.5: no decimal comma, thousands separator or unit) and times in ISO 8601, UTC, however conf/data says that the raw file is written; of that, null_values hold here too")
+    parser.add_argument("source", type=Path, metavar="IN", help="a file: .parquet, .csv or .csv.gz, with the columns that a request carries; a CSV has plain numbers (1234.5: no decimal comma, thousands separator or unit) and times in ISO 8601, UTC, with Z or nothing behind them, however conf/data says that the raw file is written; of that, null_values hold here too")
     parser.add_argument("target", type=Path, metavar="OUT", help="the result: .parquet or .csv")
     parser.add_argument("--bundle", type=Path, default=Path("bundle"), metavar="FOLDER", help="what scores it (default: bundle)")
     parser.add_argument("--keep", action="append", default=[], metavar="COLUMN", help="carry this column over, such as a key; may be given again")

@@ -685,11 +685,10 @@ def run_serve(
     settings = given_settings(given)
     check_safe(settings)
     start_logs(settings.observe)
-    with _flags_named():
-        if given.worker:
-            return serve_alone(given.bundles, settings, given.worker, given.ready, given.parent)
-        if settings.server.workers == 1:
-            return serve_alone(given.bundles, settings, settings.observe.folder)
+    if given.worker:
+        return serve_alone(given.bundles, settings, given.worker, given.ready, given.parent)
+    if settings.server.workers == 1:
+        return serve_alone(given.bundles, settings, settings.observe.folder)
     return _serve_shared(given, settings)
 
 
@@ -703,16 +702,6 @@ def _serve_shared(given: argparse.Namespace, settings: Settings) -> int:
     with tempfile.TemporaryDirectory(prefix="prodml-metrics-") as folder:
         command = [sys.executable, "-m", "prodml.serve.server", *_words(given), "--worker", settings.observe.folder or folder, "--parent", str(os.getpid())]
         return serve_in_workers(command, settings.server.workers, settings.server.drain_seconds + settings.server.notice_seconds + 5)
-
-
-@contextlib.contextmanager
-def _flags_named() -> Iterator[None]:
-    "What a bundle lacks, in the words of this command."
-    try:
-        yield
-    except InputError as error:
-        error.remedy = error.remedy.replace("unsigned=True", "--unsigned")
-        raise
 
 
 def _words(given: argparse.Namespace) -> list[str]:
