@@ -305,6 +305,7 @@ def test_a_bomb_is_unpacked_in_pieces(tmp_path):
     assert "a row is longer than 16 MB" in said and mb < 500
 
 
+@pytest.mark.slow
 def test_a_million_categories(tmp_path):
     n = 1_000_000
     with open(tmp_path / "t.csv", "w") as stream:

@@ -149,6 +149,7 @@ def test_the_hubs_own_library_reads_it(card):
     assert data.license == "apache-2.0" and {result.metric_type for result in data.eval_results} == {"roc_auc", "f1"}
 
 
+@pytest.mark.slow
 def test_bytes_repeat_in_another_process(run, tmp_path):
     (tmp_path / "given.json").write_text(json.dumps(run, default=str))
     program = "import json, sys\nfrom prodml.trust.card import make_card\nfrom prodml.trust.card_pages import write_card\nwrite_card(sys.argv[2], make_card(**json.load(open(sys.argv[1]))))"

@@ -221,6 +221,7 @@ def test_a_column_may_have_the_name_of_a_work_column(tmp_path):
     assert repaired.drop_columns("utc").equals(named_like_ours())
 
 
+@pytest.mark.slow
 def test_the_most_complete_row_of_a_key_is_found_among_very_many_columns():
     columns = {f"c{place}": [None if place else 1.0, 2.0] for place in range(1500)}
     tables = {"t": ibis.memtable(pa.table({"source_row": [1, 2], "key": ["a", "a"], **columns}))}

@@ -30,6 +30,7 @@ def test_a_changed_or_missing_table_is_noticed(checkout):
     assert git(checkout, "status", "--porcelain") == ""
 
 
+@pytest.mark.slow
 def test_a_plain_repro_refuses_a_changed_table(checkout):
     assert run("python", "-m", "prodml.cli", "data", "fetch", cwd=checkout).returncode == 0
     weather = checkout / "data" / "weather.csv"

@@ -49,6 +49,7 @@ def pieces(tables, data) -> list[pa.Table]:
     return [piece.order_by("key").to_pyarrow() for piece in slices(tables, data)]
 
 
+@pytest.mark.slow
 def test_features_in_slices_are_the_features(tables, data, pieces):
     whole = build_features(tables, "flights", data["target"], data["features"], data["split"]).order_by("key").to_pyarrow()
     assert len(pieces) > 3 and pa.concat_tables(pieces).sort_by("key").equals(whole)
