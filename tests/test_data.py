@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 from conftest import git, run
 
 from prodml.core.files import sha256_of_folder
