@@ -350,10 +350,10 @@ class Server:
 # The load.
 
 
-def load_by_wrk(server: Server, connections: int, seconds: float) -> dict[str, float]:
-    """Requests a second and latencies, by wrk on the second core."""
+def load_by_wrk(server: Server, connections: int, seconds: float, lua: str | None = None) -> dict[str, float]:
+    """Requests a second and latencies, by wrk on the second core; `lua` is its script where the requests differ."""
     script = FOLDER / "wrk.lua"
-    script.write_text(getattr(server, "script", None) or 'wrk.method = "POST"\nwrk.headers["Content-Type"] = "application/json"\nwrk.body = [==[' + server.body.decode() + "]==]\n")
+    script.write_text(lua or 'wrk.method = "POST"\nwrk.headers["Content-Type"] = "application/json"\nwrk.body = [==[' + server.body.decode() + "]==]\n")
     line = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "10s", "-s", str(script), f"http://127.0.0.1:{server.port}{server.path}"]
     told = subprocess.run(line, capture_output=True, text=True, check=True, preexec_fn=lambda: os.sched_setaffinity(0, {1})).stdout
     found = {share: float(value) * {"us": 1, "ms": 1e3, "s": 1e6}[unit] for share, value, unit in re.findall(r"(50|99)%\s+([\d.]+)(us|ms|s)", told)}

@@ -61,7 +61,7 @@ class Flights(Server):
         folder.mkdir(parents=True, exist_ok=True)
         self.name, self.port, self.path, self.body = name, free_port(), "/v1/predict", bodies[0]
         (folder / "bodies.jsonl").write_bytes(b"\n".join(bodies) + b"\n")
-        self.script = LUA.replace("BODIES", str(folder / "bodies.jsonl"))
+        self.lua = LUA.replace("BODIES", str(folder / "bodies.jsonl"))
         (folder / "server.toml").write_text(f'[online]\nurl = "{url}"\n')
         options = ["--unsigned", "--rejected", "--port", str(self.port), "--settings", str(folder / "server.toml")]
         command = [sys.executable, "-m", "prodml.cli", "serve", str(BUNDLE), *options, "--log", str(folder / f"log-{time.time_ns()}")]
@@ -116,7 +116,7 @@ def measured(servers: dict[str, Server], rounds: int, seconds: float) -> dict[st
                 server.resume()
                 time.sleep(0.2)
                 before = server.cpu_seconds()
-                told = load_by_wrk(server, connections, seconds if turn else 1)
+                told = load_by_wrk(server, connections, seconds if turn else 1, server.lua if isinstance(server, Flights) else None)
                 told["cpu_us"] = (server.cpu_seconds() - before) / max(1, told["requests"]) * 1e6
                 server.pause()
                 if turn: # the first turn warms up

@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 import zipfile
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -386,3 +387,24 @@ def test_the_bytes_of_a_run_repeat(tmp_path):
         ingested(tmp_path / name, text, max_rejected_fraction=0.1)
         made.append({path.relative_to(tmp_path / name): path.read_bytes() for path in sorted((tmp_path / name / "out").rglob("*.*"))})
     assert made[0] == made[1] and len(list(itertools.chain(*made))) == 8
+
+
+def test_a_stopped_stream_has_told_its_end_to_whoever_reads_ahead(tmp_path):
+    import io
+    import threading
+
+    from prodml.data.byte_streams import Utf8Stream
+
+    stream, ends = Utf8Stream(io.BytesIO(b"a,b\n1,2\n" * 1_000_000), None, tmp_path / "t.csv"), []
+
+    def read_ahead() -> None:
+        while stream.read(100):
+            time.sleep(0.05) # it comes again later, and must not when the process is ending
+        ends.append("told")
+
+    reader = threading.Thread(target=read_ahead)
+    reader.start()
+    time.sleep(0.02)
+    stream.stop()
+    assert ends == ["told"]
+    reader.join()

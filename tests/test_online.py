@@ -492,3 +492,23 @@ def test_a_table_without_history_is_served_by_its_steps_alone(root, tmp_path):
     expected = encode(offline, encoding)
     assert document["online"] is None and degraded == [[]] * len(offline)
     assert numbers.tobytes() == expected[0].tobytes() and codes.tobytes() == expected[1].tobytes()
+
+
+def test_a_read_that_a_new_batch_overtakes_is_not_remembered():
+    """A thread reads that a key is absent, another sees the batch that brings it, and only then does the first go on."""
+    class Store:
+        problems, rows, number = (OSError,), {}, 1
+
+        def version(self):
+            return self.number
+
+        def read(self, keys):
+            found = {key: self.rows[key] for key in keys if key in self.rows}
+            if self.number == 1:
+                self.rows, self.number = {b"late": (5, b"row")}, 2
+                table._check()
+            return found
+
+    table = OnlineTable(Store(), check_s=0.0)
+    assert table.get([b"late"]) == [None]
+    assert table.get([b"late"])[0].values == b"row" and table.one(b"never") is None

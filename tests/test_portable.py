@@ -5,11 +5,14 @@ import onnx
 import openvino
 import pytest
 import torch
+from conftest import ROOT
 
 from prodml.bundle.bundle import open_bundle
 from prodml.cli import main
+from prodml.core.config import compose
 from prodml.core.errors import InputError
-from prodml.model.export import portable, predict, session, to_onnx, trial_rows
+from prodml.model.export import export_onnx, portable, predict, session, to_onnx, trial_rows
+from prodml.model.measure import dynamic_int8
 from prodml.model.networks import build_network
 from prodml.model.quantize import QuantizeSettings, quantize
 from prodml.model.rows import made_up_rows
@@ -89,3 +92,13 @@ def test_what_has_no_portable_form_is_named(small_bundle, rows, tmp_path, capsys
         portable(vendor)
     assert main(["export", str(tmp_path / "x.onnx"), "--bundle", str(small_bundle), "--graph", "nosuch"]) == 1
     assert "Choose one of dense" in capsys.readouterr().err and not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")))
+def test_dynamic_int8_of_onnx_runtime_takes_every_network(name, tmp_path):
+    rows, encoding = made_up_rows(100)
+    network = build_network(compose([f"model={name}"])["model"], encoding).eval()
+    export_onnx(network, tmp_path / "model.onnx")
+    rounded = dynamic_int8(tmp_path / "model.onnx")
+    told, exact = rounded.call(rounded.inputs(rows)), predict(session((tmp_path / "model.onnx").read_bytes()), rows.numbers.numpy(), rows.codes.numpy())
+    assert rounded.runtime == "ONNX Runtime, dynamic int8" and np.abs(told - exact).max() < 0.05

@@ -293,15 +293,17 @@ class OnlineTable:
 
     def _load(self, keys: list[bytes]) -> None:
         "Remember the rows of the keys, and which have none until a new batch comes."
+        if len(self._cache) + len(self._absent) + len(keys) > self._most:
+            self._cache, self._absent = {}, set()
+        # Those of now: what another thread puts in their place, when it has seen a new batch, knows nothing of this read.
+        cache, absent = self._cache, self._absent
         try:
             found = self.store.read(keys)
             rows = {key: Row(self._decode(value), as_of) for key, (as_of, value) in found.items()}
         except (*self.store.problems, InputError) as error:
             return self._failed(error)
-        if len(self._cache) + len(self._absent) + len(keys) > self._most:
-            self._cache, self._absent = {}, set()
-        self._cache.update(rows)
-        self._absent.update(key for key in keys if key not in rows)
+        cache.update(rows)
+        absent.update(key for key in keys if key not in rows)
 
     def _failed(self, error: Exception) -> None:
         self.problem, self.failures = f"{type(error).__name__}: {error}", self.failures + 1
